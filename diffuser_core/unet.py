@@ -1,0 +1,112 @@
+"""The temporal U-Net: a denoiser that is convolutional along time, so the horizon is chosen when planning.
+
+Architecture of Janner et al. (2022), appendix C: residual blocks of two (convolution of width 5, group norm, Mish) with
+the embedded denoising level added between them, halving the time axis on the way down and doubling it on the way up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import math
+
+import torch
+from torch import nn
+
+__all__ = ['TemporalUNet', 'UNetConfig']
+
+KERNEL = 5
+GROUPS = 8
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Size of the network: `width` channels at full time resolution, times each of `multipliers` going down."""
+
+    width: int = 32
+    multipliers: tuple[int, ...] = (1, 2, 4)
+
+    def __post_init__(self) -> None:
+        if self.width < GROUPS or self.width % GROUPS:
+            raise ValueError(f'model.width must be a positive multiple of {GROUPS}, got {self.width}')
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise ValueError(f'model.multipliers must be positive whole numbers, got {self.multipliers}')
+
+    @property
+    def horizon_multiple(self) -> int:
+        """Horizons must be a multiple of this, so that every halving of the time axis is exact."""
+        return 2 ** (len(self.multipliers) - 1)
+
+
+class LevelEmbedding(nn.Module):
+    """Sinusoidal features of the denoising level followed by a two-layer perceptron; (batch,) -> (batch, width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = width // 2
+        self.register_buffer('frequencies', torch.exp(-math.log(10000) / (half - 1) * torch.arange(half)), persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width))
+
+    def forward(self, i: torch.Tensor) -> torch.Tensor:
+        angles = i.float()[:, None] * self.frequencies
+        return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1))
+
+
+def conv_block(inputs: int, outputs: int) -> nn.Sequential:
+    """Convolution, group norm, Mish: (batch, inputs, horizon) -> (batch, outputs, horizon)."""
+    return nn.Sequential(nn.Conv1d(inputs, outputs, KERNEL, padding=KERNEL // 2), nn.GroupNorm(GROUPS, outputs), nn.Mish())
+
+
+class ResidualBlock(nn.Module):
+    """Two convolution blocks around the level embedding, plus a skip path."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int) -> None:
+        super().__init__()
+        self.first = conv_block(inputs, outputs)
+        self.second = conv_block(outputs, outputs)
+        self.level = nn.Sequential(nn.Mish(), nn.Linear(embedding, outputs))
+        self.skip = nn.Identity() if inputs == outputs else nn.Conv1d(inputs, outputs, 1)
+
+    def forward(self, x: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x) + self.level(embedded)[:, :, None]
+        return self.second(hidden) + self.skip(x)
+
+
+class TemporalUNet(nn.Module):
+    """Denoiser: noisy trajectories (batch, horizon, channels) and levels (batch,) -> prediction of the same shape."""
+
+    def __init__(self, channels: int, config: UNetConfig) -> None:
+        super().__init__()
+        self.channels = channels
+        self.config = config
+        widths = [config.width * m for m in config.multipliers]
+        self.embedding = LevelEmbedding(config.width)
+
+        def pair(inputs: int, outputs: int) -> nn.ModuleList:
+            return nn.ModuleList([ResidualBlock(a, outputs, config.width) for a in (inputs, outputs)])
+
+        self.down = nn.ModuleList(pair(a, b) for a, b in zip([channels, *widths[:-1]], widths))
+        self.shrink = nn.ModuleList(nn.Conv1d(w, w, 3, stride=2, padding=1) for w in widths[:-1])
+        self.middle = pair(widths[-1], widths[-1])
+        falling = list(zip(widths[:0:-1], widths[-2::-1]))
+        self.up = nn.ModuleList(pair(2 * a, b) for a, b in falling)
+        self.grow = nn.ModuleList(nn.ConvTranspose1d(b, b, 4, stride=2, padding=1) for _, b in falling)
+        self.head = nn.Sequential(conv_block(config.width, config.width), nn.Conv1d(config.width, channels, 1))
+
+    def forward(self, x: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
+        multiple = self.config.horizon_multiple
+        if x.shape[1] % multiple:
+            raise ValueError(f'the horizon must be a multiple of {multiple} for this network, got {x.shape[1]}')
+        embedded = self.embedding(i)
+        x = x.transpose(1, 2)
+        kept = []
+        for n, (first, second) in enumerate(self.down):
+            x = second(first(x, embedded), embedded)
+            kept.append(x)
+            if n < len(self.shrink):
+                x = self.shrink[n](x)
+        for block in self.middle:
+            x = block(x, embedded)
+        for (first, second), grow in zip(self.up, self.grow):
+            x = torch.cat([x, kept.pop()], dim=1)
+            x = grow(second(first(x, embedded), embedded))
+        return self.head(x).transpose(1, 2)

@@ -1,0 +1,180 @@
+"""The mathematics of the forward and reverse process against independent truth."""
+
+import math
+
+from hypothesis import given, strategies as st
+import numpy as np
+import pytest
+import torch
+
+from diffuser_core.diffusion import clean_estimate, noised, training_loss
+from diffuser_core.normalize import Normalizer
+from diffuser_core.sampler import Denoiser, denoise, noised_start
+from diffuser_core.schedule import NoiseSchedule, cosine_betas, strided_levels
+from diffuser_core.unet import TemporalUNet, UNetConfig
+
+
+@pytest.mark.parametrize('levels', [20, 64, 256, 1000])
+def test_cosine_schedule_is_the_closed_form(levels):
+    def edge(i):
+        return math.cos((i / levels + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    betas = cosine_betas(levels)
+    assert betas.max() <= 0.999
+    alpha_bar = NoiseSchedule.cosine(levels).alpha_bar
+    for i in range(levels - 1):  # before the clip at the last level the product telescopes
+        assert alpha_bar[i].item() == pytest.approx(edge(i + 1) / edge(0), rel=1e-12)
+
+
+@given(top=st.integers(1, 400), steps=st.integers(1, 500))
+def test_strided_levels_fall_from_the_top_to_zero(top, steps):
+    levels = strided_levels(top, steps)
+    assert levels[0] == top - 1
+    assert all(a > b for a, b in zip(levels, levels[1:]))
+    assert len(levels) == min(top, steps)
+    assert levels[-1] == (0 if len(levels) > 1 else top - 1)
+
+
+def test_levels_and_steps_must_be_positive():
+    with pytest.raises(ValueError, match='0 levels and 3 steps'):
+        strided_levels(0, 3)
+    with pytest.raises(ValueError, match='at least 1 level'):
+        cosine_betas(0)
+
+
+@pytest.mark.parametrize(('channels', 'multipliers', 'published'), [
+    (14, (1, 2, 4, 8), 3_956_302),  # Hopper
+    (23, (1, 2, 4, 8), 3_958_327),  # Walker2d
+    (6, (1, 4, 8), 3_682_118),  # Maze2D
+])
+def test_network_has_the_published_number_of_parameters(channels, multipliers, published):
+    network = TemporalUNet(channels, UNetConfig(32, multipliers))
+    assert sum(p.numel() for p in network.parameters()) == published
+
+
+def test_network_takes_any_legal_horizon_and_names_illegal_ones():
+    network = TemporalUNet(3, UNetConfig(8, (1, 2, 4)))
+    for horizon in (4, 8, 60):
+        assert network(torch.zeros(2, horizon, 3), torch.tensor([0, 5])).shape == (2, horizon, 3)
+    with pytest.raises(ValueError, match='multiple of 4.*got 10'):
+        network(torch.zeros(1, 10, 3), torch.tensor([0]))
+
+
+@pytest.mark.parametrize('prediction', ['x0', 'epsilon'])
+def test_clean_estimate_inverts_the_forward_process(prediction):
+    schedule = NoiseSchedule.cosine(50)
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = (torch.randn(4, 6, 2, generator=generator) for _ in range(2))
+    i = torch.tensor([0, 10, 30, 45])
+    noisy = noised(clean, i, noise, schedule)
+    output = clean if prediction == 'x0' else noise
+    torch.testing.assert_close(clean_estimate(prediction, output, noisy, i, schedule), clean, rtol=1e-3, atol=1e-3)
+
+
+def gaussian_denoiser(mean, covariance, schedule):
+    """The exact denoiser of a Gaussian prior: E[x0 | xi], by Gaussian conditioning in float64."""
+    size = len(mean)
+
+    def network(noisy, i):
+        alpha_bar = schedule.alpha_bar[i[0]].item()
+        gain = math.sqrt(alpha_bar) * covariance @ np.linalg.inv(alpha_bar * covariance + (1 - alpha_bar) * np.eye(size))
+        flat = noisy.double().numpy().reshape(len(noisy), size)
+        clean = mean + (flat - math.sqrt(alpha_bar) * mean) @ gain.T
+        return torch.from_numpy(clean.reshape(noisy.shape))
+
+    return network
+
+
+@pytest.mark.parametrize(('eta', 'steps', 'tolerance'), [(1.0, 200, 0.03), (0.0, 200, 0.03), (0.0, 40, 0.06)])
+def test_samples_of_a_gaussian_prior_have_its_mean_and_covariance(eta, steps, tolerance):
+    rng = np.random.default_rng(0)
+    size, count = 6, 40_000
+    root = rng.normal(size=(size, size)) / math.sqrt(size)
+    mean, covariance = rng.normal(size=size) * 0.3, root @ root.T + 0.1 * np.eye(size)
+    schedule = NoiseSchedule.cosine(200)
+    denoiser = Denoiser(gaussian_denoiser(mean, covariance, schedule), schedule, clip=False)
+    generator = torch.Generator().manual_seed(1)
+    start = torch.randn(count, 3, 2, dtype=torch.float64, generator=generator)
+    nothing = torch.zeros(3, 2, dtype=torch.bool)
+    samples = denoise(denoiser, start, strided_levels(200, steps), torch.zeros(3, 2, dtype=torch.float64), nothing, generator, eta)
+    flat = samples.numpy().reshape(count, size)
+    # the last step returns the mean of x0 given the least noisy level, so only that level's noise is missing
+    assert np.abs(flat.mean(axis=0) - mean).max() < 3 * math.sqrt(covariance.max() / count) + 0.005
+    assert np.abs(np.cov(flat.T) - covariance).max() < tolerance * np.abs(covariance).max()
+
+
+def test_a_warm_start_returns_to_the_plan_it_came_from():
+    """With the exact denoiser of a narrow prior, noising to any level and denoising gives the prior's mean back."""
+    schedule = NoiseSchedule.cosine(64)
+    mean = np.linspace(-0.5, 0.5, 8)
+    denoiser = Denoiser(gaussian_denoiser(mean, 1e-8 * np.eye(8), schedule), schedule)
+    plan = torch.from_numpy(mean).reshape(1, 4, 2)
+    generator = torch.Generator().manual_seed(0)
+    for i in (0, 20, 63):
+        start = noised_start(plan, i, schedule, torch.randn(1, 4, 2, dtype=torch.float64, generator=generator))
+        result = denoise(denoiser, start, [i], torch.zeros(4, 2), torch.zeros(4, 2, dtype=torch.bool), generator)
+        torch.testing.assert_close(result.double(), plan, atol=1e-3, rtol=0)
+
+
+def test_inpainted_entries_reach_every_network_call_and_the_result():
+    schedule = NoiseSchedule.cosine(16)
+    seen = []
+
+    def network(noisy, i):
+        seen.append(noisy.clone())
+        return torch.zeros_like(noisy)
+
+    known = torch.zeros(4, 2)
+    mask = torch.zeros(4, 2, dtype=torch.bool)
+    mask[0], mask[-1, 1] = True, True
+    known[0], known[-1, 1] = 0.3, -0.7
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(5, 4, 2, generator=generator)
+    result = denoise(Denoiser(network, schedule), start, strided_levels(16, 4), known, mask, generator, eta=1.0)
+    for x in (*seen, result):
+        assert torch.equal(x[:, 0], known[0].expand(5, 2)) and torch.equal(x[:, -1, 1], known[-1, 1].expand(5))
+    assert len(seen) == 4
+
+
+def test_training_loss_ignores_inpainted_entries_and_shows_them_without_noise():
+    schedule = NoiseSchedule.cosine(16)
+    clean = torch.full((3, 4, 2), 0.5)
+    mask = torch.zeros(3, 4, 2, dtype=torch.bool)
+    mask[:, 0] = True
+    inputs = []
+
+    def network(noisy, i):
+        inputs.append(noisy)
+        wrong = clean.clone()
+        wrong[:, 0] = 99.0
+        return wrong
+
+    loss = training_loss(network, clean, mask, schedule, 'x0', torch.Generator().manual_seed(0))
+    assert loss.item() == 0.0
+    assert torch.equal(inputs[0][:, 0], clean[:, 0]) and not torch.equal(inputs[0][:, 1], clean[:, 1])
+
+
+@given(st.lists(st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=3), min_size=1, max_size=8),
+       st.sampled_from(['limits', 'gaussian', 'identity']))
+def test_normaliser_round_trip(rows, kind):
+    values = np.array(rows)
+    normalizer = Normalizer.fit(kind, values)
+    tensor = torch.from_numpy(values).float()
+    normal = normalizer.normalize(tensor)
+    assert torch.isfinite(normal).all()
+    back = normalizer.denormalize(normal)
+    size = max(1.0, float(np.abs(values).max()))
+    assert (back - tensor).abs().max() <= 1e-5 * size
+    if kind == 'limits':
+        assert normal.abs().max() <= 1.0 + 1e-3
+    again = Normalizer.from_dict(normalizer.as_dict())
+    assert torch.equal(again.normalize(tensor), normal)
+
+
+def test_normaliser_refuses_what_it_cannot_use():
+    with pytest.raises(ValueError, match='finite numbers'):
+        Normalizer.fit('limits', np.array([[np.nan]]))
+    with pytest.raises(ValueError, match='positive finite scales'):
+        Normalizer('limits', torch.zeros(2), torch.tensor([1.0, 0.0]))
+    with pytest.raises(ValueError, match="unknown normaliser 'cdf'"):
+        Normalizer('cdf', torch.zeros(1), torch.ones(1))
