@@ -1,0 +1,182 @@
+"""The self-contained artefact of training: a folder with `model.safetensors` and `config.yaml`.
+
+It holds everything that planning needs (weights, normaliser, channels, network and schedule) and where it came from. It is
+read without unpickling, and needs neither the data set nor a simulator nor a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+import hashlib
+import os
+from pathlib import Path
+import shutil
+import tempfile
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+import torch
+import yaml
+
+from diffuser_core.config import ConfigError, from_mapping, to_mapping
+from diffuser_core.diffusion import PREDICTIONS
+from diffuser_core.normalize import Normalizer
+from diffuser_core.trajectory import Channels
+from diffuser_core.unet import TemporalUNet, UNetConfig
+
+__all__ = ['Checkpoint', 'CheckpointError', 'DiffusionConfig']
+
+FORMAT = 1
+WEIGHTS, DESCRIPTION = 'model.safetensors', 'config.yaml'
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file and the field."""
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """What the network predicts ('x0' or 'epsilon'), over how many denoising levels, and whether estimates are clipped to
+    the data's range (normaliser 'limits' only)."""
+
+    levels: int = 64
+    prediction: str = 'x0'
+    clip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.levels < 1:
+            raise ValueError(f'diffusion.levels must be at least 1, got {self.levels}')
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(f'diffusion.prediction must be one of {", ".join(PREDICTIONS)}, got {self.prediction!r}')
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained planner's parts.
+
+    weights     the denoiser's (averaged) parameters
+    goal        channels that training showed as a goal on the last step; empty if none
+    horizon     steps of a training window
+    step_dt     seconds between steps
+    provenance  command, config, data fingerprint, steps, date, losses, library version: free-form, for people
+    """
+
+    weights: Mapping[str, torch.Tensor]
+    model: UNetConfig
+    diffusion: DiffusionConfig
+    normalizer: Normalizer
+    channels: Channels
+    horizon: int
+    step_dt: float
+    goal: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def network(self) -> TemporalUNet:
+        """The denoiser with these weights, on the CPU, ready for inference."""
+        network = TemporalUNet(len(self.channels), self.model)
+        try:
+            network.load_state_dict(dict(self.weights))
+        except RuntimeError as error:
+            raise CheckpointError(f'{WEIGHTS} does not fit the network described in {DESCRIPTION}: '
+                                  f'{" ".join(str(error).split())[:300]}') from error
+        return network.eval().requires_grad_(False)
+
+    def describe(self) -> str:
+        """What it is, for people."""
+        made = yaml.safe_dump(dict(self.provenance), sort_keys=False, width=120).rstrip() if self.provenance else 'unknown'
+        return '\n'.join([
+            f'parameters   {sum(w.numel() for w in self.weights.values()):,}, width {self.model.width}, '
+            f'multipliers {list(self.model.multipliers)}',
+            f'diffusion    {self.diffusion.levels} levels, predicts {self.diffusion.prediction}',
+            f'horizon      {self.horizon} steps of {1e3 * self.step_dt:.1f} ms = {self.horizon * self.step_dt:.2f} s',
+            f'channels     {", ".join(f"{n} [{u}]" for n, u in zip(self.channels.names, self.channels.units))}',
+            f'goal         {", ".join(self.goal) or "none"}',
+            'made by', *(f'  {line}' for line in made.splitlines())])
+
+    def save(self, folder: Path) -> None:
+        """Write to `folder`, replacing an earlier checkpoint there in one step; an interrupt leaves the earlier one."""
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        data = save({k: v.detach().cpu().contiguous() for k, v in self.weights.items()})
+        description = {
+            'format': FORMAT, 'weights_sha256': hashlib.sha256(data).hexdigest(),
+            'channels': [{'name': n, 'unit': u} for n, u in zip(self.channels.names, self.channels.units)],
+            'actions': self.channels.actions, 'goal': list(self.goal), 'horizon': self.horizon, 'step_dt': self.step_dt,
+            'model': to_mapping(self.model), 'diffusion': to_mapping(self.diffusion),
+            'normalizer': self.normalizer.as_dict(), 'provenance': dict(self.provenance),
+        }
+        fresh = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
+        try:
+            (fresh / WEIGHTS).write_bytes(data)
+            (fresh / DESCRIPTION).write_text(yaml.safe_dump(description, sort_keys=False, width=120), encoding='utf-8')
+            fresh.chmod(0o755)
+            for name in (WEIGHTS, DESCRIPTION):
+                with open(fresh / name, 'rb') as written:
+                    os.fsync(written.fileno())
+            old = None
+            if folder.exists():
+                old = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-old-', dir=folder.parent))
+                folder.rename(old / folder.name)
+            fresh.rename(folder)
+            if old is not None:
+                shutil.rmtree(old)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+    @classmethod
+    def load(cls, folder: Path) -> Checkpoint:
+        """Read a checkpoint; CheckpointError, naming the file and the field, if anything about it is wrong."""
+        folder = Path(folder)
+        for name in (DESCRIPTION, WEIGHTS):
+            if not (folder / name).is_file():
+                raise CheckpointError(f'no checkpoint at {folder}: {name} is missing there')
+        described = _description(folder / DESCRIPTION)
+        data = (folder / WEIGHTS).read_bytes()
+        if hashlib.sha256(data).hexdigest() != described['weights_sha256']:
+            raise CheckpointError(f'{folder / WEIGHTS} is damaged: its contents do not match weights_sha256 in {DESCRIPTION}')
+        where = str(folder / DESCRIPTION)
+        try:
+            weights = load(data)
+            channels = Channels(tuple(str(c['name']) for c in described['channels']),
+                                tuple(str(c['unit']) for c in described['channels']), int(described['actions']))
+            normalizer = Normalizer.from_dict(described['normalizer'])
+            if len(normalizer.offset) != len(channels):
+                raise ValueError(f'normalizer has {len(normalizer.offset)} entries for {len(channels)} channels')
+            goal = tuple(str(n) for n in described['goal'])
+            channels.indices(goal)
+            checkpoint = cls(
+                weights, from_mapping(UNetConfig, described['model'], f'{where}: model'),
+                from_mapping(DiffusionConfig, described['diffusion'], f'{where}: diffusion'), normalizer, channels,
+                int(described['horizon']), float(described['step_dt']), goal, described['provenance'])
+        except SafetensorError as error:
+            raise CheckpointError(f'{folder / WEIGHTS} is not a safetensors file: {error}') from error
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from error
+        except (ValueError, TypeError, KeyError, RuntimeError) as error:
+            raise CheckpointError(f'{where}: {error.args[0] if error.args else error}') from error
+        if checkpoint.horizon < 2 or not checkpoint.step_dt > 0:
+            raise CheckpointError(f'{where}: horizon must be at least 2 and step_dt positive, got {checkpoint.horizon} and '
+                                  f'{checkpoint.step_dt}')
+        return checkpoint
+
+
+def _description(path: Path) -> dict[str, Any]:
+    try:
+        described = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointError(f'{path} is damaged: not valid YAML') from error
+    if not isinstance(described, dict) or described.get('format') != FORMAT:
+        found = described.get('format') if isinstance(described, dict) else None
+        raise CheckpointError(f'{path}: format must be {FORMAT}, got {found!r}')
+    needed = ('weights_sha256', 'channels', 'actions', 'goal', 'horizon', 'step_dt', 'model', 'diffusion', 'normalizer',
+              'provenance')
+    missing = [key for key in needed if key not in described]
+    if missing:
+        raise CheckpointError(f'{path}: missing {", ".join(missing)}')
+    for key, kind in (('channels', list), ('goal', list), ('model', dict), ('diffusion', dict), ('normalizer', dict),
+                      ('provenance', dict)):
+        if not isinstance(described[key], kind):
+            raise CheckpointError(f'{path}: {key} must be a {kind.__name__}, got {described[key]!r}')
+    return described

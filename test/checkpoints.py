@@ -1,0 +1,26 @@
+"""Small untrained checkpoints for tests."""
+
+import torch
+
+from diffuser_core.checkpoint import Checkpoint, DiffusionConfig
+from diffuser_core.normalize import Normalizer
+from diffuser_core.trajectory import Channels
+from diffuser_core.unet import TemporalUNet, UNetConfig
+
+
+def untrained(channels: Channels, goal: tuple[str, ...] = (), horizon: int = 16, step_dt: float = 0.1, reach: float = 3.0) -> Checkpoint:
+    """Random weights, always the same; the normal range is +-`reach` in every channel."""
+    torch.manual_seed(0)
+    model = UNetConfig(8, (1, 2))
+    size = len(channels)
+    return Checkpoint(TemporalUNet(size, model).state_dict(), model, DiffusionConfig(levels=16),
+                      Normalizer('limits', torch.zeros(size), torch.full((size,), reach)), channels, horizon, step_dt, goal,
+                      {'made': 'by a test'})
+
+
+def untrained_stacking(horizon: int = 16) -> Checkpoint:
+    """An untrained checkpoint with the channels of the stacking robot."""
+    from diffuser_core.envs.stacking_policy import ATTACHED, JOINT_NAMES, POSITIONS
+    names = (*JOINT_NAMES, *POSITIONS, *ATTACHED)
+    units = ('rad',) * 7 + ('m',) * 12 + ('1',) * 4
+    return untrained(Channels(names, units), POSITIONS, horizon, 1 / 12)
