@@ -1,0 +1,116 @@
+"""The command line: collect | train | evaluate | inspect.
+
+The same arguments work as `ros2 run diffuser_core <verb>`, `diffuser-ros run <verb>` and `python -m diffuser_core <verb>`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+import json
+from pathlib import Path
+import shlex
+import sys
+
+__all__ = ['main']
+
+VERBS = ('collect', 'train', 'evaluate', 'inspect')
+
+
+def main(argv: Sequence[str] | None = None, verb: str | None = None) -> int:
+    """Run a verb; returns the exit code. A mistake of the user's is one line on stderr and code 2, an interrupt is 130."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if '--ros-args' in arguments:
+        arguments = arguments[:arguments.index('--ros-args')]
+    if verb is not None:
+        arguments = [verb, *arguments]
+    options = _parser().parse_args(arguments)
+    options.command = shlex.join(['python', '-m', 'diffuser_core', *arguments])
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print('interrupted; the same command continues where it stopped', file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f'{options.verb}: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog='diffuser_core', description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(dest='verb', required=True, metavar=' | '.join(VERBS))
+
+    collect = verbs.add_parser('collect', help='make demonstrations')
+    collect.add_argument('task', choices=['kuka_stack'])
+    collect.add_argument('--demonstrations', type=int, default=1200)
+    collect.add_argument('--seed-start', type=int, default=100_000, help='seeds below 10000 are for evaluation')
+    collect.add_argument('--workers', type=int, default=None, help='processes; default: one a core')
+    collect.add_argument('--out', type=Path, default=None, help='default: runs/collect/<task>')
+    collect.set_defaults(run=_collect)
+
+    train = verbs.add_parser('train', help='train a planner; continues an interrupted run')
+    train.add_argument('config', type=Path, help='for example config/kuka_stack.yaml')
+    train.add_argument('overrides', nargs='*', metavar='key=value', help='for example optimizer.steps=1000')
+    train.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, ...')
+    train.add_argument('--threads', type=int, default=None, help='CPU threads; default: all cores')
+    train.add_argument('--out', type=Path, default=None, help='default: runs/train/<name>')
+    train.set_defaults(run=_train)
+
+    evaluate = verbs.add_parser('evaluate', help='score a checkpoint, without ROS')
+    evaluate.add_argument('suite', choices=['stacking'])
+    evaluate.add_argument('--checkpoint', type=Path, default=None, help='default: the shipped one')
+    evaluate.add_argument('--task', choices=['stack', 'relations', 'all'], default='all')
+    evaluate.add_argument('--episodes', type=int, default=100)
+    evaluate.add_argument('--seed-start', type=int, default=0)
+    evaluate.add_argument('--workers', type=int, default=None, help='processes; default: one a core')
+    evaluate.add_argument('--steps', type=int, default=None, help='denoising steps of a plan from pure noise')
+    evaluate.add_argument('--warm-steps', type=int, default=None, help='denoising steps of a warm-started plan')
+    evaluate.add_argument('--warm-level', type=float, default=None, help='share of the levels a warm start is noised up to')
+    evaluate.add_argument('--out', type=Path, default=None, help='default: runs/evaluate/<suite>')
+    evaluate.set_defaults(run=_evaluate)
+
+    inspect = verbs.add_parser('inspect', help='say what a checkpoint is')
+    inspect.add_argument('checkpoint', type=Path)
+    inspect.set_defaults(run=_inspect)
+    return parser
+
+
+def _collect(options: argparse.Namespace) -> None:
+    from diffuser_core.experts.collect import collect
+    out = options.out or Path('runs/collect') / options.task
+    summary = collect(out, options.demonstrations, options.seed_start, options.workers)
+    print(json.dumps(summary, indent=2))
+
+
+def _train(options: argparse.Namespace) -> None:
+    import torch
+
+    from diffuser_core.config import load_config
+    from diffuser_core.data.demonstrations import load_segments
+    from diffuser_core.train.config import TrainConfig
+    from diffuser_core.train.trainer import Trainer
+    config = load_config(TrainConfig, options.config, options.overrides)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    data = load_segments(Path(config.data.path))
+    out = options.out or Path('runs/train') / config.name
+    summary = Trainer(config, data, out, device=options.device, command=options.command).run()
+    print(json.dumps(summary, indent=2))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from diffuser_core.evaluate.stacking import evaluate, format_rows
+    from diffuser_core.planner import Sampling
+    chosen = {'steps': options.steps, 'warm_steps': options.warm_steps, 'warm_level': options.warm_level}
+    sampling = Sampling(**{k: v for k, v in chosen.items() if v is not None})
+    summary = evaluate(
+        options.checkpoint, tasks=('stack', 'relations') if options.task == 'all' else (options.task,),
+        episodes=options.episodes, seed_start=options.seed_start, workers=options.workers, sampling=sampling,
+        out=options.out or Path('runs/evaluate') / options.suite, command=options.command)
+    print(format_rows(summary['rows']))
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from diffuser_core.checkpoint import Checkpoint
+    print(Checkpoint.load(options.checkpoint).describe())

@@ -1,0 +1,101 @@
+"""Training windows over segments: what the denoiser sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+import fnmatch
+import itertools
+
+import torch
+
+from diffuser_core.trajectory import Channels
+
+__all__ = ['Symmetries', 'Windows', 'match_channels']
+
+
+def match_channels(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """Names that match any shell-style pattern, in the order of `names`; ValueError naming a pattern that matches none."""
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ValueError(f'no channel matches {pattern!r}; there are {", ".join(names)}')
+    return [n for n in names if any(fnmatch.fnmatchcase(n, p) for p in patterns)]
+
+
+@dataclass(frozen=True)
+class Symmetries:
+    """Changes of a trajectory that leave it equally likely.
+
+    permutations  (P, channels) column orders: relabelling of exchangeable objects
+    mirror        (channels,) signs of a reflection, or all ones if there is none
+    """
+
+    permutations: torch.Tensor
+    mirror: torch.Tensor
+
+    @classmethod
+    def of(cls, channels: Channels, exchangeable: Sequence[str], mirrored: Sequence[str]) -> Symmetries:
+        """`exchangeable` are prefixes ('red' of 'red.x') whose channels may swap; `mirrored` are patterns that change sign."""
+        orders = []
+        for order in itertools.permutations(exchangeable):
+            to = dict(zip(exchangeable, order))
+            renamed = ['.'.join([to.get(head, head), *rest]) for head, *rest in (n.split('.') for n in channels.names)]
+            orders.append(channels.indices(renamed))
+        signs = torch.ones(len(channels))
+        if mirrored:
+            signs[torch.from_numpy(channels.indices(match_channels(channels.names, mirrored)))] = -1.0
+        return cls(torch.tensor(orders), signs)
+
+
+class Windows:
+    """Draws windows of `horizon` rows, `stride` ticks apart, from segments; a window that outlasts its segment holds the
+    segment's last row, so that a plan may end early and rest.
+
+    rows      (N, channels) in physical units
+    segments  (S, 2) first and last row of each
+    goal      columns shown as a goal on the last step in `goal_share` of the windows. The others are drawn without a goal,
+              from the first three quarters of their segment: after that the data would teach to rest.
+    """
+
+    START_SHARE = 0.1
+
+    def __init__(self, rows: torch.Tensor, segments: torch.Tensor, *, horizon: int, stride: int, goal: Sequence[int],
+                 goal_share: float, symmetries: Symmetries) -> None:
+        lengths = segments[:, 1] - segments[:, 0] + 1
+        if len(segments) == 0 or int(lengths.min()) < 2:
+            raise ValueError('training needs at least one segment of two rows')
+        self._rows, self._first, self._last = rows, segments[:, 0], segments[:, 1]
+        self._ends = torch.cumsum(lengths, 0)
+        self._offsets = torch.arange(horizon, device=rows.device) * stride
+        self._goal = torch.tensor(list(goal), dtype=torch.int64, device=rows.device)
+        self._goal_share = goal_share
+        self._symmetries = symmetries
+        self._horizon = horizon
+
+    def sample(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Windows (count, horizon, channels) in physical units and the mask of what the planner will know."""
+        device = self._rows.device
+
+        def uniform() -> torch.Tensor:
+            return torch.rand(count, generator=generator, device=device)
+
+        segment = torch.searchsorted(self._ends, (uniform() * self._ends[-1]).long(), right=True).clamp_max(len(self._first) - 1)
+        first, last = self._first[segment], self._last[segment]
+        with_goal = uniform() < self._goal_share if len(self._goal) else torch.zeros(count, dtype=torch.bool, device=device)
+        span = (last - first).float() * torch.where(with_goal, 1.0, 0.75)
+        start = first + (uniform() * (span + 1.0)).long()
+        start = torch.where(uniform() < self.START_SHARE, first, start)
+        index = torch.minimum(start[:, None] + self._offsets, last[:, None])
+        windows = self._rows[index]
+
+        order = self._symmetries.permutations
+        chosen = order[(uniform() * len(order)).long().clamp_max(len(order) - 1)]
+        windows = windows.gather(2, chosen[:, None, :].expand(-1, self._horizon, -1))
+        signs = torch.where(uniform()[:, None] < 0.5, self._symmetries.mirror, torch.ones_like(self._symmetries.mirror))
+        windows = windows * signs[:, None, :]
+
+        mask = torch.zeros_like(windows, dtype=torch.bool)
+        mask[:, 0] = True
+        if len(self._goal):
+            mask[:, -1, self._goal] = with_goal[:, None]
+        return windows, mask

@@ -1,0 +1,91 @@
+"""What a training run is; config/*.yaml are read into `TrainConfig`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from diffuser_core.checkpoint import DiffusionConfig
+from diffuser_core.unet import UNetConfig
+
+__all__ = ['DataConfig', 'OptimizerConfig', 'TrainConfig']
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data and which windows.
+
+    path          folder written by `collect`
+    channels      patterns of the channels to plan in, e.g. 'lbr_iiwa_joint_*', '*.x'
+    goal          patterns of the channels that may be given as a goal on the last step
+    goal_share    share of the windows that are shown their goal
+    exchangeable  name prefixes of objects that may swap ('red', 'green'); empty for none
+    mirror        patterns of the channels that change sign in a mirror image; empty for none
+    horizon       steps a window
+    stride        control ticks a step
+    normalizer    'limits', 'gaussian' or 'identity'
+    """
+
+    path: str
+    channels: tuple[str, ...]
+    goal: tuple[str, ...] = ()
+    goal_share: float = 0.75
+    exchangeable: tuple[str, ...] = ()
+    mirror: tuple[str, ...] = ()
+    horizon: int = 64
+    stride: int = 1
+    normalizer: str = 'limits'
+
+    def __post_init__(self) -> None:
+        if self.horizon < 2 or self.stride < 1:
+            raise ValueError(f'data.horizon must be at least 2 and data.stride at least 1, got {self.horizon}, {self.stride}')
+        if not 0.0 <= self.goal_share <= 1.0:
+            raise ValueError(f'data.goal_share must lie in [0, 1], got {self.goal_share}')
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam with a linear warm-up and a cosine decay to zero over the run (the paper keeps its rate constant: 'constant').
+
+    precision 'bf16' runs the network in bfloat16 autocast with float32 weights, 'float32' does not.
+    """
+
+    steps: int = 60_000
+    batch: int = 32
+    learning_rate: float = 4e-4
+    decay: str = 'cosine'
+    warmup: int = 500
+    ema: float = 0.995
+    precision: str = 'bf16'
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1 or self.warmup < 0:
+            raise ValueError(f'optimizer.steps and batch must be positive, got {self.steps} and {self.batch}')
+        if not self.learning_rate > 0.0 or not 0.0 <= self.ema < 1.0:
+            raise ValueError(f'optimizer.learning_rate must be positive and ema in [0, 1), got {self.learning_rate}, {self.ema}')
+        if self.decay not in ('cosine', 'constant') or self.precision not in ('bf16', 'float32'):
+            raise ValueError(f"optimizer.decay is 'cosine' or 'constant' and precision 'bf16' or 'float32', got "
+                             f'{self.decay!r} and {self.precision!r}')
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run: data, network, diffusion and optimiser.
+
+    name        of the run; results go to runs/train/<name> unless --out says otherwise
+    save_every  steps between checkpoints
+    """
+
+    name: str
+    data: DataConfig
+    model: UNetConfig = field(default_factory=UNetConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    seed: int = 0
+    save_every: int = 2000
+
+    def __post_init__(self) -> None:
+        if self.data.horizon % self.model.horizon_multiple:
+            raise ValueError(f'data.horizon must be a multiple of {self.model.horizon_multiple} for model.multipliers '
+                             f'{self.model.multipliers}, got {self.data.horizon}')
+        if self.save_every < 1:
+            raise ValueError(f'save_every must be at least 1, got {self.save_every}')
