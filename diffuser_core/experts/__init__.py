@@ -1,0 +1,1 @@
+"""Scripted demonstrators and the collection of data from them."""
