@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from diffuser_core.schedule import NoiseSchedule
+from diffuser_core.unet import context_of
 
 __all__ = ['PREDICTIONS', 'clean_estimate', 'noised', 'training_loss']
 
@@ -38,5 +39,5 @@ def training_loss(network: nn.Module, clean: torch.Tensor, mask: torch.Tensor, s
     noise = torch.randn(clean.shape, generator=generator, device=clean.device)
     noisy = torch.where(mask, clean, noised(clean, i, noise, schedule))
     target = clean if prediction == 'x0' else noise
-    error = (network(noisy, i).float() - target).square()
+    error = (network(noisy, i, context_of(clean, mask)).float() - target).square()
     return error.masked_fill(mask, 0.0).mean()

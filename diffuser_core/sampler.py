@@ -13,10 +13,11 @@ import torch
 
 from diffuser_core.diffusion import clean_estimate, noised
 from diffuser_core.schedule import NoiseSchedule
+from diffuser_core.unet import context_of
 
 __all__ = ['Denoiser', 'denoise', 'noised_start']
 
-Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,10 @@ class Denoiser:
     prediction: str = 'x0'
     clip: bool = True
 
-    def estimate(self, noisy: torch.Tensor, i: int) -> torch.Tensor:
-        """Clean estimate of `noisy` (batch, horizon, channels) at level `i`."""
+    def estimate(self, noisy: torch.Tensor, i: int, context: torch.Tensor) -> torch.Tensor:
+        """Clean estimate of `noisy` (batch, horizon, channels) at level `i`, given the `context_of` what is known."""
         levels = torch.full((len(noisy),), i, device=noisy.device)
-        clean = clean_estimate(self.prediction, self.network(noisy, levels), noisy, levels, self.schedule)
+        clean = clean_estimate(self.prediction, self.network(noisy, levels, context), noisy, levels, self.schedule)
         return clean.clamp(-1.0, 1.0) if self.clip else clean
 
 
@@ -48,10 +49,11 @@ def denoise(denoiser: Denoiser, start: torch.Tensor, levels: Sequence[int], know
     on the way.
     """
     alpha_bar = denoiser.schedule.alpha_bar.tolist()
+    context = context_of(known, mask)[None]
     x = torch.where(mask, known, start)
     clean = x
     for n, i in enumerate(levels):
-        clean = torch.where(mask, known, denoiser.estimate(x, i))
+        clean = torch.where(mask, known, denoiser.estimate(x, i, context))
         if n + 1 == len(levels):
             break
         here, there = alpha_bar[i], alpha_bar[levels[n + 1]]

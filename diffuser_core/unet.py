@@ -2,6 +2,9 @@
 
 Architecture of Janner et al. (2022), appendix C: residual blocks of two (convolution of width 5, group norm, Mish) with
 the embedded denoising level added between them, halving the time axis on the way down and doubling it on the way up.
+
+With `context` the blocks are also told, at every step, what is known of the first and the last one: the paper leaves it to
+the convolutions to carry the inpainted start and goal along the whole horizon, which they learn slowly and imprecisely.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import math
 import torch
 from torch import nn
 
-__all__ = ['TemporalUNet', 'UNetConfig']
+__all__ = ['TemporalUNet', 'UNetConfig', 'context_of']
 
 KERNEL = 5
 GROUPS = 8
@@ -20,21 +23,34 @@ GROUPS = 8
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Size of the network: `width` channels at full time resolution, times each of `multipliers` going down."""
+    """Size of the network: `width` channels at full time resolution, times each of `multipliers` going down.
+
+    context  features of the known first and last step that scale and shift every block; 0 is the paper's network
+    """
 
     width: int = 32
     multipliers: tuple[int, ...] = (1, 2, 4)
+    context: int = 0
 
     def __post_init__(self) -> None:
         if self.width < GROUPS or self.width % GROUPS:
             raise ValueError(f'model.width must be a positive multiple of {GROUPS}, got {self.width}')
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(f'model.multipliers must be positive whole numbers, got {self.multipliers}')
+        if self.context < 0:
+            raise ValueError(f'model.context must not be negative, got {self.context}')
 
     @property
     def horizon_multiple(self) -> int:
         """Horizons must be a multiple of this, so that every halving of the time axis is exact."""
         return 2 ** (len(self.multipliers) - 1)
+
+
+def context_of(known: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """What is known of the first and last step: (..., horizon, channels) values and mask -> (..., 4 * channels)."""
+    ends = [0, -1]
+    shown = mask[..., ends, :].to(known.dtype)
+    return torch.cat([known[..., ends, :] * shown, shown], dim=-1).flatten(-2)
 
 
 class LevelEmbedding(nn.Module):
@@ -57,22 +73,29 @@ def conv_block(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class ResidualBlock(nn.Module):
-    """Two convolution blocks around the level embedding, plus a skip path."""
+    """Two convolution blocks around the level embedding (and the context's scale and shift), plus a skip path."""
 
-    def __init__(self, inputs: int, outputs: int, embedding: int) -> None:
+    def __init__(self, inputs: int, outputs: int, embedding: int, context: int) -> None:
         super().__init__()
         self.first = conv_block(inputs, outputs)
         self.second = conv_block(outputs, outputs)
         self.level = nn.Sequential(nn.Mish(), nn.Linear(embedding, outputs))
         self.skip = nn.Identity() if inputs == outputs else nn.Conv1d(inputs, outputs, 1)
+        self.context = nn.Linear(context, 2 * outputs) if context else None
 
-    def forward(self, x: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, embedded: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
         hidden = self.first(x) + self.level(embedded)[:, :, None]
+        if self.context is not None:
+            scale, shift = self.context(context)[:, :, None].chunk(2, dim=1)
+            hidden = hidden * (1.0 + scale) + shift
         return self.second(hidden) + self.skip(x)
 
 
 class TemporalUNet(nn.Module):
-    """Denoiser: noisy trajectories (batch, horizon, channels) and levels (batch,) -> prediction of the same shape."""
+    """Denoiser: noisy trajectories (batch, horizon, channels) and levels (batch,) -> prediction of the same shape.
+
+    A network with context also needs `context_of` the known values, (batch, 4 * channels) or (1, 4 * channels).
+    """
 
     def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
@@ -80,9 +103,12 @@ class TemporalUNet(nn.Module):
         self.config = config
         widths = [config.width * m for m in config.multipliers]
         self.embedding = LevelEmbedding(config.width)
+        self.context = nn.Sequential(
+            nn.Linear(4 * channels, config.context), nn.Mish(), nn.Linear(config.context, config.context), nn.Mish(),
+        ) if config.context else None
 
         def pair(inputs: int, outputs: int) -> nn.ModuleList:
-            return nn.ModuleList([ResidualBlock(a, outputs, config.width) for a in (inputs, outputs)])
+            return nn.ModuleList([ResidualBlock(a, outputs, config.width, config.context) for a in (inputs, outputs)])
 
         self.down = nn.ModuleList(pair(a, b) for a, b in zip([channels, *widths[:-1]], widths))
         self.shrink = nn.ModuleList(nn.Conv1d(w, w, 3, stride=2, padding=1) for w in widths[:-1])
@@ -92,21 +118,25 @@ class TemporalUNet(nn.Module):
         self.grow = nn.ModuleList(nn.ConvTranspose1d(b, b, 4, stride=2, padding=1) for _, b in falling)
         self.head = nn.Sequential(conv_block(config.width, config.width), nn.Conv1d(config.width, channels, 1))
 
-    def forward(self, x: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, i: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
         multiple = self.config.horizon_multiple
         if x.shape[1] % multiple:
             raise ValueError(f'the horizon must be a multiple of {multiple} for this network, got {x.shape[1]}')
         embedded = self.embedding(i)
+        if self.context is not None:
+            if context is None:
+                raise ValueError('this network needs the context of the known values')
+            context = self.context(context)
         x = x.transpose(1, 2)
         kept = []
         for n, (first, second) in enumerate(self.down):
-            x = second(first(x, embedded), embedded)
+            x = second(first(x, embedded, context), embedded, context)
             kept.append(x)
             if n < len(self.shrink):
                 x = self.shrink[n](x)
         for block in self.middle:
-            x = block(x, embedded)
+            x = block(x, embedded, context)
         for (first, second), grow in zip(self.up, self.grow):
             x = torch.cat([x, kept.pop()], dim=1)
-            x = grow(second(first(x, embedded), embedded))
+            x = grow(second(first(x, embedded, context), embedded, context))
         return self.head(x).transpose(1, 2)

@@ -11,7 +11,7 @@ from diffuser_core.diffusion import clean_estimate, noised, training_loss
 from diffuser_core.normalize import Normalizer
 from diffuser_core.sampler import Denoiser, denoise, noised_start
 from diffuser_core.schedule import NoiseSchedule, cosine_betas, strided_levels
-from diffuser_core.unet import TemporalUNet, UNetConfig
+from diffuser_core.unet import TemporalUNet, UNetConfig, context_of
 
 
 @pytest.mark.parametrize('levels', [20, 64, 256, 1000])
@@ -60,6 +60,18 @@ def test_network_takes_any_legal_horizon_and_names_illegal_ones():
         network(torch.zeros(1, 10, 3), torch.tensor([0]))
 
 
+def test_context_holds_what_is_known_of_both_ends_and_reaches_the_network():
+    known = torch.arange(8.0).reshape(4, 2)
+    mask = torch.tensor([[True, False], [True, True], [False, False], [False, True]])
+    assert context_of(known, mask).tolist() == [0, 0, 1, 0, 0, 7, 0, 1]
+    network = TemporalUNet(2, UNetConfig(8, (1, 2), context=16))
+    x, i = torch.zeros(3, 4, 2), torch.tensor([1, 1, 1])
+    one, other = (network(x, i, context_of(known * factor, mask)[None]) for factor in (1.0, 2.0))
+    assert not torch.allclose(one, other)
+    with pytest.raises(ValueError, match='needs the context'):
+        network(x, i)
+
+
 @pytest.mark.parametrize('prediction', ['x0', 'epsilon'])
 def test_clean_estimate_inverts_the_forward_process(prediction):
     schedule = NoiseSchedule.cosine(50)
@@ -75,7 +87,7 @@ def gaussian_denoiser(mean, covariance, schedule):
     """The exact denoiser of a Gaussian prior: E[x0 | xi], by Gaussian conditioning in float64."""
     size = len(mean)
 
-    def network(noisy, i):
+    def network(noisy, i, context):
         alpha_bar = schedule.alpha_bar[i[0]].item()
         gain = math.sqrt(alpha_bar) * covariance @ np.linalg.inv(alpha_bar * covariance + (1 - alpha_bar) * np.eye(size))
         flat = noisy.double().numpy().reshape(len(noisy), size)
@@ -120,7 +132,7 @@ def test_inpainted_entries_reach_every_network_call_and_the_result():
     schedule = NoiseSchedule.cosine(16)
     seen = []
 
-    def network(noisy, i):
+    def network(noisy, i, context):
         seen.append(noisy.clone())
         return torch.zeros_like(noisy)
 
@@ -143,7 +155,7 @@ def test_training_loss_ignores_inpainted_entries_and_shows_them_without_noise():
     mask[:, 0] = True
     inputs = []
 
-    def network(noisy, i):
+    def network(noisy, i, context):
         inputs.append(noisy)
         wrong = clean.clone()
         wrong[:, 0] = 99.0

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import fnmatch
 import itertools
 
+import numpy as np
 import torch
 
 from diffuser_core.trajectory import Channels
@@ -44,7 +45,7 @@ class Symmetries:
         signs = torch.ones(len(channels))
         if mirrored:
             signs[torch.from_numpy(channels.indices(match_channels(channels.names, mirrored)))] = -1.0
-        return cls(torch.tensor(orders), signs)
+        return cls(torch.from_numpy(np.stack(orders)), signs)
 
 
 class Windows:

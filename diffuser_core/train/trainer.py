@@ -132,7 +132,7 @@ class Trainer:
         keep = min(options.ema, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(self._average.values()), list(self.network.state_dict().values()), 1.0 - keep)
-        return float(loss)
+        return loss.item()
 
     def _loss(self, windows: torch.Tensor, mask: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         bf16 = self.config.optimizer.precision == 'bf16'
@@ -189,7 +189,7 @@ class Trainer:
                              'remove that folder to start again')
         tensors = load_file(path, device=str(self.device))
         self.network.load_state_dict({k.removeprefix('network.'): v for k, v in tensors.items() if k.startswith('network.')})
-        self._average = {k.removeprefix('average.'): v for k, v in tensors.items() if k.startswith('average.')}
+        self._average = {k: tensors[f'average.{k}'] for k in self._average}
         for n, parameter in enumerate(self.network.parameters()):
             prefix = f'optimizer.{n}.'
             self._optimizer.state[parameter] = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
