@@ -88,12 +88,13 @@ def _train(options: argparse.Namespace) -> None:
 
     from diffuser_core.config import load_config
     from diffuser_core.data.demonstrations import load_segments
+    from diffuser_core.envs.stacking_features import as_features
     from diffuser_core.train.config import TrainConfig
     from diffuser_core.train.trainer import Trainer
     config = load_config(TrainConfig, options.config, options.overrides)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    data = load_segments(Path(config.data.path))
+    data = as_features(load_segments(Path(config.data.path)))
     out = options.out or Path('runs/train') / config.name
     summary = Trainer(config, data, out, device=options.device, command=options.command).run()
     print(json.dumps(summary, indent=2))

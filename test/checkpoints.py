@@ -20,7 +20,5 @@ def untrained(channels: Channels, goal: tuple[str, ...] = (), horizon: int = 16,
 
 def untrained_stacking(horizon: int = 16) -> Checkpoint:
     """An untrained checkpoint with the channels of the stacking robot."""
-    from diffuser_core.envs.stacking_policy import ATTACHED, JOINT_NAMES, POSITIONS
-    names = (*JOINT_NAMES, *POSITIONS, *ATTACHED)
-    units = ('rad',) * 7 + ('m',) * 12 + ('1',) * 4
-    return untrained(Channels(names, units), POSITIONS, horizon, 1 / 12)
+    from diffuser_core.envs.stacking_features import FEATURES, PLACES, UNITS
+    return untrained(Channels(FEATURES, UNITS), PLACES, horizon, 1 / 12)
