@@ -1,0 +1,17 @@
+"""Confidence intervals of learned results."""
+
+from __future__ import annotations
+
+import numpy as np
+
+__all__ = ['mean_interval']
+
+
+def mean_interval(values: np.ndarray, confidence: float = 0.95, resamples: int = 10_000) -> tuple[float, float]:
+    """Bootstrap percentile interval of the mean of `values` (episodes,); always the same for the same values."""
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(f'an interval needs a non-empty list of values, got shape {values.shape}')
+    draws = np.random.default_rng(0).integers(0, len(values), (resamples, len(values)))
+    low, high = np.percentile(values[draws].mean(axis=1), [50 * (1 - confidence), 50 * (1 + confidence)])
+    return float(low), float(high)
