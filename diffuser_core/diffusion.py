@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from diffuser_core.schedule import NoiseSchedule
-from diffuser_core.unet import context_of
+from diffuser_core.unet import TemporalUNet
 
 __all__ = ['PREDICTIONS', 'clean_estimate', 'noised', 'training_loss']
 
@@ -28,7 +27,7 @@ def clean_estimate(prediction: str, output: torch.Tensor, noisy: torch.Tensor, i
     return (noisy - spread * output) / signal
 
 
-def training_loss(network: nn.Module, clean: torch.Tensor, mask: torch.Tensor, schedule: NoiseSchedule, prediction: str,
+def training_loss(network: TemporalUNet, clean: torch.Tensor, mask: torch.Tensor, schedule: NoiseSchedule, prediction: str,
                   generator: torch.Generator) -> torch.Tensor:
     """Mean squared error of the prediction over the entries that are not inpainted.
 
@@ -39,5 +38,5 @@ def training_loss(network: nn.Module, clean: torch.Tensor, mask: torch.Tensor, s
     noise = torch.randn(clean.shape, generator=generator, device=clean.device)
     noisy = torch.where(mask, clean, noised(clean, i, noise, schedule))
     target = clean if prediction == 'x0' else noise
-    error = (network(noisy, i, context_of(clean, mask)).float() - target).square()
+    error = (network(noisy, i, network.encode(clean, mask)).float() - target).square()
     return error.masked_fill(mask, 0.0).mean()

@@ -52,7 +52,8 @@ class Planner:
         self._normalizer = checkpoint.normalizer.to(self.device)
         diffusion = checkpoint.diffusion
         network = checkpoint.network().to(self.device)
-        self._denoiser = Denoiser(network, NoiseSchedule.cosine(diffusion.levels), diffusion.prediction, diffusion.clip)
+        self._denoiser = Denoiser(network, NoiseSchedule.cosine(diffusion.levels), diffusion.prediction, diffusion.clip,
+                                  network.encode)
         self._generator = torch.Generator(self.device)
         self.reseed(seed)
 

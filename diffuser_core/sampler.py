@@ -13,24 +13,28 @@ import torch
 
 from diffuser_core.diffusion import clean_estimate, noised
 from diffuser_core.schedule import NoiseSchedule
-from diffuser_core.unet import context_of
 
 __all__ = ['Denoiser', 'denoise', 'noised_start']
 
-Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+Encoder = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A network with what is needed to read its output: `prediction` 'x0' or 'epsilon', and whether estimates are clipped."""
+    """A network with what is needed to read its output: `prediction` 'x0' or 'epsilon', and whether estimates are clipped.
+
+    encode  what the network is told of the known values beforehand; None if it is told nothing
+    """
 
     network: Network
     schedule: NoiseSchedule
     prediction: str = 'x0'
     clip: bool = True
+    encode: Encoder | None = None
 
-    def estimate(self, noisy: torch.Tensor, i: int, context: torch.Tensor) -> torch.Tensor:
-        """Clean estimate of `noisy` (batch, horizon, channels) at level `i`, given the `context_of` what is known."""
+    def estimate(self, noisy: torch.Tensor, i: int, context: torch.Tensor | None) -> torch.Tensor:
+        """Clean estimate of `noisy` (batch, horizon, channels) at level `i`, given the context of what is known."""
         levels = torch.full((len(noisy),), i, device=noisy.device)
         clean = clean_estimate(self.prediction, self.network(noisy, levels, context), noisy, levels, self.schedule)
         return clean.clamp(-1.0, 1.0) if self.clip else clean
@@ -49,7 +53,7 @@ def denoise(denoiser: Denoiser, start: torch.Tensor, levels: Sequence[int], know
     on the way.
     """
     alpha_bar = denoiser.schedule.alpha_bar.tolist()
-    context = context_of(known, mask)[None]
+    context = denoiser.encode(known[None], mask[None]) if denoiser.encode else None
     x = torch.where(mask, known, start)
     clean = x
     for n, i in enumerate(levels):

@@ -4,18 +4,20 @@ Architecture of Janner et al. (2022), appendix C: residual blocks of two (convol
 the embedded denoising level added between them, halving the time axis on the way down and doubling it on the way up.
 
 With `context` the blocks are also told, at every step, what is known of the first and the last one: the paper leaves it to
-the convolutions to carry the inpainted start and goal along the whole horizon, which they learn slowly and imprecisely.
+the convolutions to carry the inpainted start and goal along the whole horizon, which they learn slowly and imprecisely. Where
+several objects are alike, the context also says from where to where the one goes that the goal moves farthest.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 import math
 
 import torch
 from torch import nn
 
-__all__ = ['TemporalUNet', 'UNetConfig', 'context_of']
+__all__ = ['TemporalUNet', 'UNetConfig']
 
 KERNEL = 5
 GROUPS = 8
@@ -46,11 +48,32 @@ class UNetConfig:
         return 2 ** (len(self.multipliers) - 1)
 
 
-def context_of(known: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """What is known of the first and last step: (..., horizon, channels) values and mask -> (..., 4 * channels)."""
-    ends = [0, -1]
-    shown = mask[..., ends, :].to(known.dtype)
-    return torch.cat([known[..., ends, :] * shown, shown], dim=-1).flatten(-2)
+class ContextEncoder(nn.Module):
+    """Features of what is known of the first and last step: (batch, horizon, channels) values and mask -> (batch, size).
+
+    objects  (objects, fields) columns that hold the places of objects that are alike; may be empty
+    """
+
+    def __init__(self, channels: int, hidden: int, objects: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self.register_buffer('objects', torch.tensor([list(o) for o in objects], dtype=torch.int64), persistent=False)
+        raw = 4 * channels + (2 * len(objects[0]) if objects else 0)
+        self.mlp = nn.Sequential(nn.Linear(raw, hidden), nn.Mish(), nn.Linear(hidden, hidden), nn.Mish())
+        self.size = raw + hidden
+
+    def forward(self, known: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        ends = [0, -1]
+        shown = mask[:, ends].to(known.dtype)
+        values = known[:, ends] * shown
+        parts = [values.flatten(1), shown.flatten(1)]
+        if len(self.objects):
+            places = values[:, :, self.objects]  # (batch, first / last, objects, fields)
+            farthest = (places[:, 1] - places[:, 0]).square().sum(-1).argmax(-1)
+            moved = places[torch.arange(len(places), device=places.device), :, farthest]
+            goal_known = shown[:, 1, self.objects].amin((1, 2))
+            parts.append(moved.flatten(1) * goal_known[:, None])
+        raw = torch.cat(parts, dim=1)
+        return torch.cat([self.mlp(raw), raw], dim=1)
 
 
 class LevelEmbedding(nn.Module):
@@ -94,21 +117,22 @@ class ResidualBlock(nn.Module):
 class TemporalUNet(nn.Module):
     """Denoiser: noisy trajectories (batch, horizon, channels) and levels (batch,) -> prediction of the same shape.
 
-    A network with context also needs `context_of` the known values, (batch, 4 * channels) or (1, 4 * channels).
+    objects  for the context: columns of the places of objects that are alike, (objects, fields)
+
+    A network with context also needs what `encode` makes of the known values, for the batch or for one that all share.
     """
 
-    def __init__(self, channels: int, config: UNetConfig) -> None:
+    def __init__(self, channels: int, config: UNetConfig, objects: Sequence[Sequence[int]] = ()) -> None:
         super().__init__()
         self.channels = channels
         self.config = config
         widths = [config.width * m for m in config.multipliers]
         self.embedding = LevelEmbedding(config.width)
-        self.context = nn.Sequential(
-            nn.Linear(4 * channels, config.context), nn.Mish(), nn.Linear(config.context, config.context), nn.Mish(),
-        ) if config.context else None
+        self.context = ContextEncoder(channels, config.context, objects) if config.context else None
+        context = self.context.size if self.context is not None else 0
 
         def pair(inputs: int, outputs: int) -> nn.ModuleList:
-            return nn.ModuleList([ResidualBlock(a, outputs, config.width, config.context) for a in (inputs, outputs)])
+            return nn.ModuleList([ResidualBlock(a, outputs, config.width, context) for a in (inputs, outputs)])
 
         self.down = nn.ModuleList(pair(a, b) for a, b in zip([channels, *widths[:-1]], widths))
         self.shrink = nn.ModuleList(nn.Conv1d(w, w, 3, stride=2, padding=1) for w in widths[:-1])
@@ -118,15 +142,17 @@ class TemporalUNet(nn.Module):
         self.grow = nn.ModuleList(nn.ConvTranspose1d(b, b, 4, stride=2, padding=1) for _, b in falling)
         self.head = nn.Sequential(conv_block(config.width, config.width), nn.Conv1d(config.width, channels, 1))
 
+    def encode(self, known: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:
+        """The context of known values and their mask, (batch, horizon, channels); None if the network takes none."""
+        return None if self.context is None else self.context(known, mask)
+
     def forward(self, x: torch.Tensor, i: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
         multiple = self.config.horizon_multiple
         if x.shape[1] % multiple:
             raise ValueError(f'the horizon must be a multiple of {multiple} for this network, got {x.shape[1]}')
         embedded = self.embedding(i)
-        if self.context is not None:
-            if context is None:
-                raise ValueError('this network needs the context of the known values')
-            context = self.context(context)
+        if (self.context is None) != (context is None):
+            raise ValueError('this network needs a context' if context is None else 'this network takes no context')
         x = x.transpose(1, 2)
         kept = []
         for n, (first, second) in enumerate(self.down):

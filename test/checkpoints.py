@@ -15,7 +15,7 @@ def untrained(channels: Channels, goal: tuple[str, ...] = (), horizon: int = 16,
     size = len(channels)
     return Checkpoint(TemporalUNet(size, model).state_dict(), model, DiffusionConfig(levels=16),
                       Normalizer('limits', torch.zeros(size), torch.full((size,), reach)), channels, horizon, step_dt, goal,
-                      {'made': 'by a test'})
+                      provenance={'made': 'by a test'})
 
 
 def untrained_stacking(horizon: int = 16) -> Checkpoint:

@@ -60,6 +60,7 @@ def test_damaged_weights_are_noticed(folder):
     (lambda d: d['model'].update(width=16), 'does not fit the network'),
     (lambda d: d['diffusion'].update(prediction='score'), "must be one of x0, epsilon, got 'score'"),
     (lambda d: d.update(goal=['z']), 'unknown channel z'),
+    (lambda d: d.update(objects=[['x'], ['x', 'push']]), 'same number of channels'),
     (lambda d: d.update(channels='x'), 'channels must be a list'),
     (lambda d: d['channels'][0].pop('unit'), 'unit'),
     (lambda d: d.update(step_dt=0.0), 'step_dt positive'),

@@ -11,7 +11,7 @@ from diffuser_core.diffusion import clean_estimate, noised, training_loss
 from diffuser_core.normalize import Normalizer
 from diffuser_core.sampler import Denoiser, denoise, noised_start
 from diffuser_core.schedule import NoiseSchedule, cosine_betas, strided_levels
-from diffuser_core.unet import TemporalUNet, UNetConfig, context_of
+from diffuser_core.unet import TemporalUNet, UNetConfig
 
 
 @pytest.mark.parametrize('levels', [20, 64, 256, 1000])
@@ -60,16 +60,28 @@ def test_network_takes_any_legal_horizon_and_names_illegal_ones():
         network(torch.zeros(1, 10, 3), torch.tensor([0]))
 
 
-def test_context_holds_what_is_known_of_both_ends_and_reaches_the_network():
-    known = torch.arange(8.0).reshape(4, 2)
-    mask = torch.tensor([[True, False], [True, True], [False, False], [False, True]])
-    assert context_of(known, mask).tolist() == [0, 0, 1, 0, 0, 7, 0, 1]
+def test_the_network_is_told_what_is_known_of_both_ends_and_nothing_else():
+    torch.manual_seed(0)
     network = TemporalUNet(2, UNetConfig(8, (1, 2), context=16))
+    known = torch.arange(8.0).reshape(1, 4, 2)
+    mask = torch.tensor([[[True, False], [True, True], [False, False], [False, True]]])
+    context = network.encode(known, mask)
+    assert context[0, 16:].tolist() == [0, 0, 0, 7, 1, 0, 0, 1]
     x, i = torch.zeros(3, 4, 2), torch.tensor([1, 1, 1])
-    one, other = (network(x, i, context_of(known * factor, mask)[None]) for factor in (1.0, 2.0))
-    assert not torch.allclose(one, other)
-    with pytest.raises(ValueError, match='needs the context'):
+    assert not torch.allclose(network(x, i, context), network(x, i, network.encode(2 * known, mask)))
+    with pytest.raises(ValueError, match='needs a context'):
         network(x, i)
+    with pytest.raises(ValueError, match='takes no context'):
+        TemporalUNet(2, UNetConfig(8, (1, 2)))(x, i, context)
+
+
+def test_the_context_says_from_where_to_where_the_farthest_moved_object_goes():
+    network = TemporalUNet(4, UNetConfig(8, (1, 2), context=16), objects=[[0, 1], [2, 3]])
+    known, mask = torch.zeros(2, 4, 4), torch.ones(2, 4, 4, dtype=torch.bool)
+    known[:, 0] = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    known[:, -1] = torch.tensor([1.1, 2.0, 3.0, 9.0])
+    mask[1, -1, 0] = False  # without the whole goal nothing is said
+    assert network.encode(known, mask)[:, -4:].tolist() == [[3, 4, 3, 9], [0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize('prediction', ['x0', 'epsilon'])
@@ -155,13 +167,16 @@ def test_training_loss_ignores_inpainted_entries_and_shows_them_without_noise():
     mask[:, 0] = True
     inputs = []
 
-    def network(noisy, i, context):
-        inputs.append(noisy)
-        wrong = clean.clone()
-        wrong[:, 0] = 99.0
-        return wrong
+    class Network:
+        encode = staticmethod(lambda known, mask: None)
 
-    loss = training_loss(network, clean, mask, schedule, 'x0', torch.Generator().manual_seed(0))
+        def __call__(self, noisy, i, context):
+            inputs.append(noisy)
+            wrong = clean.clone()
+            wrong[:, 0] = 99.0
+            return wrong
+
+    loss = training_loss(Network(), clean, mask, schedule, 'x0', torch.Generator().manual_seed(0))
     assert loss.item() == 0.0
     assert torch.equal(inputs[0][:, 0], clean[:, 0]) and not torch.equal(inputs[0][:, 1], clean[:, 1])
 

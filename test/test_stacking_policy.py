@@ -51,7 +51,7 @@ class ScriptedPlanner(Planner):
             if conditions is not None:
                 values[-1] = np.where(conditions.mask[-1], conditions.values[-1], values[-1])
             elif self.proposals:
-                upper, lower = self.proposals[n % len(self.proposals)]
+                upper, lower = self.proposals.pop(0)
                 rows = self.channels.indices(PLACES).reshape(4, 3)
                 values[-1, rows[upper]] = values[-1, rows[lower]] + (0.01, -0.02, SLAB_HEIGHT + 0.004)
             plans.append(Plan(values, self.channels, t0, self.step_dt, {'warm': warm_start is not None}))
@@ -60,7 +60,7 @@ class ScriptedPlanner(Planner):
 
 @pytest.fixture
 def policy():
-    return StackingPolicy(ScriptedPlanner(), candidates=2, patience=3)
+    return StackingPolicy(ScriptedPlanner(), patience=3)
 
 
 @pytest.mark.parametrize(('task', 'relations', 'message'), [
@@ -136,17 +136,16 @@ def test_the_next_relation_waits_until_the_arm_has_finished_its_plan(policy):
     assert policy.act(moved, TICK).subgoal == (0, 1)
 
 
-def test_the_task_stack_pursues_the_proposal_that_builds_highest(policy):
-    policy.planner.proposals = [(3, 2), (2, 0)]
+def test_the_task_stack_pursues_the_first_proposal_that_builds_higher(policy):
+    policy.planner.proposals = [(3, 2), (0, 1), (2, 0)]  # beside the tower; what stands already; on top of it
     policy.set_goal(StackingGoal('stack'), stacked((0, 1)))
-    assert policy.act(stacked((0, 1)), 0.0).subgoal == (2, 0)
-
-
-def test_the_task_stack_holds_while_no_proposal_builds(policy):
-    policy.planner.proposals = [(0, 1)]  # red carries nothing, but green is covered
-    policy.set_goal(StackingGoal('stack'), stacked((2, 1)))
-    decision = policy.act(stacked((2, 1)), 0.0)
-    assert decision.subgoal is None and decision.plan is None and not decision.reached
+    for n in range(2):
+        decision = policy.act(stacked((0, 1)), n * TICK)
+        assert decision.subgoal is None and decision.plan is None and not decision.reached
+    decision = policy.act(stacked((0, 1)), 2 * TICK)
+    assert decision.subgoal == (2, 0) and decision.plan.provenance['warm']
+    end = dict(zip(FEATURES, policy.planner.asked[-1][0].values[-1]))
+    assert end['blue.z'] == pytest.approx(2.5 * SLAB_HEIGHT)
 
 
 def test_a_plan_carried_out_without_effect_is_made_afresh_after_some_patience(policy):

@@ -1,8 +1,8 @@
 """From a stacking goal to joint commands: which relation comes next, and the receding-horizon planner that achieves it.
 
 Every plan is conditioned on the present state and on where the blocks shall be at its end. For the task 'relations' that
-arrangement follows from the next relation to build. For the task 'stack' (as tall as possible) the model proposes: plans are
-drawn without a goal, and the end of the one that builds highest becomes the goal that the following plans keep.
+arrangement follows from the next relation to build. For the task 'stack' (as tall as possible) the model proposes: a plan is
+drawn without a goal, and if it builds higher, the relation at its end becomes the goal that the following plans keep.
 """
 
 from __future__ import annotations
@@ -106,7 +106,6 @@ class StackingPolicy:
     """A stacking controller for one robot; call `set_goal`, then `act` at every tick. Not thread-safe.
 
     tail        ticks of commands a decision holds
-    candidates  plans drawn to choose what to build next in the task 'stack'
     patience    ticks that a finished plan may leave its relation unbuilt before planning starts afresh
     """
 
@@ -114,7 +113,7 @@ class StackingPolicy:
     """A plan is carried out when every joint is this close to the plan's end [rad]."""
 
     def __init__(self, planner: Planner, *, sampling: Sampling = Sampling(), tick_dt: float = 1 / 24, tail: int = 12,
-                 candidates: int = 4, patience: int = 24) -> None:
+                 patience: int = 24) -> None:
         missing = [n for n in FEATURES if n not in planner.channels.names]
         extra = [n for n in planner.channels.names if n not in FEATURES]
         if missing or extra:
@@ -128,7 +127,6 @@ class StackingPolicy:
         self.tick_dt = tick_dt
         self._horizon = RecedingHorizon(planner, sampling)
         self._tail = tail
-        self._candidates = candidates
         self._patience = patience
         self._joints = planner.channels.indices(JOINT_NAMES)
         self._places = planner.channels.indices(PLACES).reshape(-1, 3)
@@ -226,18 +224,16 @@ class StackingPolicy:
         return self.planner.conditions().known(-1, self.planner.channels, dict(zip(PLACES, places.ravel())))
 
     def _next(self, state: np.ndarray, standing: frozenset[Relation], now: float) -> Relation | None:
+        """The relation to build now; None if the model's proposal does not build higher."""
         assert self.goal is not None
         if self.goal.task == 'relations':
             return next(pair for pair in self.goal.relations if pair not in standing)
-        plans = self.planner.candidates(state, count=self._candidates, sampling=self._horizon.sampling, t0=now)
-        best, height = None, tallest_chain(standing)
-        for plan in plans:
-            built = self._built(state, plan.values[-1], standing)
-            if built is not None:
-                reached = tallest_chain({pair for pair in standing if pair[0] != built[0]} | {built})
-                if reached > height:
-                    best, height = built, reached
-        return best
+        proposal = self.planner.plan(state, sampling=self._horizon.sampling, t0=now)
+        built = self._built(state, proposal.values[-1], standing)
+        if built is None or tallest_chain({*standing, built}) <= tallest_chain(standing):
+            return None
+        self._horizon.restart(proposal)
+        return built
 
     def _built(self, state: np.ndarray, end: np.ndarray, standing: frozenset[Relation]) -> Relation | None:
         """The relation that a plan ending in `end` builds: its block that moves farthest, on the free block below it."""

@@ -57,6 +57,7 @@ class Trainer:
         units = dict(zip(data.channels, data.units))
         self.channels = Channels(tuple(names), tuple(units[n] for n in names))
         self._goal = match_channels(names, config.data.goal) if config.data.goal else []
+        self._objects = tuple(tuple(n for n in self._goal if n.startswith(f'{prefix}.')) for prefix in config.data.exchangeable)
         rows = torch.from_numpy(data.observations[:, [data.channels.index(n) for n in names]])
         self.normalizer = Normalizer.fit(config.data.normalizer, rows.numpy()).to(self.device)
         self._symmetries = Symmetries.of(self.channels, config.data.exchangeable, config.data.mirror)
@@ -70,7 +71,8 @@ class Trainer:
         self._validation = self._windows(rows, segments[-held_out:])
 
         torch.manual_seed(config.seed)
-        self.network = TemporalUNet(len(names), config.model).to(self.device)
+        self.network = TemporalUNet(len(names), config.model, [self.channels.indices(o).tolist() for o in self._objects])
+        self.network.to(self.device)
         self._average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self._optimizer = torch.optim.Adam(self.network.parameters(), lr=config.optimizer.learning_rate)
         self._generator = torch.Generator(self.device).manual_seed(config.seed)
@@ -157,7 +159,7 @@ class Trainer:
         return Checkpoint(
             weights=self._average, model=self.config.model, diffusion=self.config.diffusion,
             normalizer=self.normalizer.to('cpu'), channels=self.channels, horizon=data.horizon,
-            step_dt=data.stride * self._data.tick_dt, goal=tuple(self._goal),
+            step_dt=data.stride * self._data.tick_dt, goal=tuple(self._goal), objects=self._objects,
             provenance={
                 'command': self.command, 'config': to_mapping(self.config), 'data_fingerprint': self._data.fingerprint,
                 'segments': len(self._data), 'steps': self.step, 'seconds': round(self._seconds),
