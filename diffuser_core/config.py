@@ -92,6 +92,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f'{where} must be a list, got {value!r}')
         return tuple(_convert(arguments[0], v, f'{where}[{n}]') for n, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f'{where} must hold keys and values, got {value!r}')
+        return {_convert(arguments[0], k, where): _convert(arguments[1], v, f'{where}.{k}') for k, v in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

@@ -21,7 +21,7 @@ NO_SYMMETRY = Symmetries.of(CHANNELS, (), ())
 
 
 def windows_over(rows, segments, **options):
-    settings = {'horizon': 4, 'stride': 2, 'goal': [], 'goal_share': 0.0, 'symmetries': NO_SYMMETRY} | options
+    settings = {'horizon': 4, 'stride': 2, 'goal': [], 'goal_share': 0.0, 'symmetries': NO_SYMMETRY, 'jitter': torch.zeros(5)} | options
     return Windows(rows, segments, **settings)
 
 
@@ -58,12 +58,21 @@ def test_symmetries_relabel_whole_objects_and_flip_signs():
         (1, 2, 3, 4, 5), (3, 4, 1, 2, 5), (1, -2, 3, -4, -5), (3, -4, 1, -2, -5)}
 
 
+def test_jitter_moves_the_first_row_of_its_channels_only():
+    rows = torch.zeros(8, 5)
+    drawn, _ = windows_over(rows, torch.tensor([[0, 7]]), jitter=torch.tensor([0.0, 0.0, 0.3, 0.0, 0.0])).sample(
+        4000, torch.Generator().manual_seed(0))
+    assert drawn[:, 0, 2].std().item() == pytest.approx(0.3 / 3 ** 0.5, rel=0.1)  # of a deviation uniform in [0, 0.3]
+    drawn[:, 0, 2] = 0.0
+    assert not drawn.any()
+
+
 def test_patterns_that_match_nothing_are_named():
     with pytest.raises(ValueError, match="no channel matches 'c.*'"):
         match_channels(CHANNELS.names, ['a.*', 'c.*'])
 
 
-def straight_lines(segments=40, rows=12):
+def straight_lines(segments=300, rows=12):
     """A point that moves on a straight line between random places; the goal is where it ends."""
     rng = np.random.default_rng(0)
     ends = rng.uniform(-1, 1, (segments, 2, 2))

@@ -56,12 +56,14 @@ class Windows:
     segments  (S, 2) first and last row of each
     goal      columns shown as a goal on the last step in `goal_share` of the windows. The others are drawn without a goal,
               from the first three quarters of their segment: after that the data would teach to rest.
+    jitter    (channels,) largest deviation of the noise added to the first row, physical units. Plans are learnt that return
+              from there to the demonstrated way; without it a small error of the arm is taken for what it wants.
     """
 
     START_SHARE = 0.1
 
     def __init__(self, rows: torch.Tensor, segments: torch.Tensor, *, horizon: int, stride: int, goal: Sequence[int],
-                 goal_share: float, symmetries: Symmetries) -> None:
+                 goal_share: float, symmetries: Symmetries, jitter: torch.Tensor) -> None:
         lengths = segments[:, 1] - segments[:, 0] + 1
         if len(segments) == 0 or int(lengths.min()) < 2:
             raise ValueError('training needs at least one segment of two rows')
@@ -71,6 +73,7 @@ class Windows:
         self._goal = torch.tensor(list(goal), dtype=torch.int64, device=rows.device)
         self._goal_share = goal_share
         self._symmetries = symmetries
+        self._jitter = jitter
         self._horizon = horizon
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,6 +97,9 @@ class Windows:
         windows = windows.gather(2, chosen[:, None, :].expand(-1, self._horizon, -1))
         signs = torch.where(uniform()[:, None] < 0.5, self._symmetries.mirror, torch.ones_like(self._symmetries.mirror))
         windows = windows * signs[:, None, :]
+
+        size = uniform()[:, None] * self._jitter
+        windows[:, 0] += size * torch.randn(windows[:, 0].shape, generator=generator, device=device)
 
         mask = torch.zeros_like(windows, dtype=torch.bool)
         mask[:, 0] = True

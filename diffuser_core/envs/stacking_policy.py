@@ -193,7 +193,8 @@ class StackingPolicy:
         self._resting = None
         plan = self._horizon.update(state, self._conditions(state, self._subgoal), now)
         ahead = plan.at(now + self.tick_dt * np.arange(1, self._tail + 1))
-        gripper = (ahead[:, self._attached] > 0.5).any(axis=1)
+        rows = np.ceil(self.tick_dt / plan.step_dt * np.arange(1, self._tail + 1) - 1e-6).astype(int).clip(max=plan.horizon - 1)
+        gripper = (plan.values[rows][:, self._attached] > 0.5).any(axis=1)  # not between rows: half closed means nothing
         return Decision(ahead[:, self._joints], gripper, plan, False, self._subgoal)
 
     def _hold(self, state: np.ndarray, *, reached: bool) -> Decision:

@@ -20,6 +20,7 @@ class DataConfig:
     goal_share    share of the windows that are shown their goal
     exchangeable  name prefixes of objects that may swap ('red', 'green'); empty for none
     mirror        patterns of the channels that change sign in a mirror image; empty for none
+    jitter        pattern of channels -> largest deviation of the noise on a window's first row [the channel's unit]
     horizon       steps a window
     stride        control ticks a step
     normalizer    'limits', 'gaussian' or 'identity'
@@ -31,6 +32,7 @@ class DataConfig:
     goal_share: float = 0.75
     exchangeable: tuple[str, ...] = ()
     mirror: tuple[str, ...] = ()
+    jitter: dict[str, float] = field(default_factory=dict)
     horizon: int = 64
     stride: int = 1
     normalizer: str = 'limits'
@@ -38,6 +40,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.horizon < 2 or self.stride < 1:
             raise ValueError(f'data.horizon must be at least 2 and data.stride at least 1, got {self.horizon}, {self.stride}')
+        if any(not size >= 0.0 for size in self.jitter.values()):
+            raise ValueError(f'data.jitter must not be negative, got {self.jitter}')
         if not 0.0 <= self.goal_share <= 1.0:
             raise ValueError(f'data.goal_share must lie in [0, 1], got {self.goal_share}')
 

@@ -82,9 +82,13 @@ class Trainer:
 
     def _windows(self, rows: torch.Tensor, segments: torch.Tensor) -> Windows:
         data = self.config.data
+        jitter = torch.zeros(len(self.channels), device=self.device)
+        for pattern, size in data.jitter.items():
+            jitter[self.channels.indices(match_channels(self.channels.names, [pattern])).tolist()] = size
         symmetries = Symmetries(self._symmetries.permutations.to(self.device), self._symmetries.mirror.to(self.device))
         return Windows(rows.to(self.device), segments.to(self.device), horizon=data.horizon, stride=data.stride,
-                       goal=self.channels.indices(self._goal).tolist(), goal_share=data.goal_share, symmetries=symmetries)
+                       goal=self.channels.indices(self._goal).tolist(), goal_share=data.goal_share, symmetries=symmetries,
+                       jitter=jitter)
 
     def run(self, *, progress: bool = True) -> dict[str, Any]:
         """Train to the configured number of steps and return the summary; an interrupt saves first, then propagates."""
