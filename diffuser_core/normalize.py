@@ -19,7 +19,7 @@ class Normalizer:
 
     kind   'limits' maps the data's minimum and maximum to -1 and 1, 'gaussian' its mean and deviation to 0 and 1
     offset (channels,), physical units
-    scale  (channels,), physical units, never zero: a channel without variance keeps its size and maps to 0
+    scale  (channels,), physical units, never zero
     """
 
     kind: str
@@ -36,8 +36,11 @@ class Normalizer:
             raise ValueError('a normaliser needs finite offsets and positive finite scales')
 
     @classmethod
-    def fit(cls, kind: str, values: np.ndarray) -> Normalizer:
-        """Fit to `values` (rows, channels); ValueError if empty or not finite."""
+    def fit(cls, kind: str, values: np.ndarray, least_scale: float = 1e-6) -> Normalizer:
+        """Fit to `values` (rows, channels); ValueError if empty or not finite.
+
+        No scale is smaller than `least_scale`: otherwise a channel that only trembles is blown up to the full range.
+        """
         if values.ndim != 2 or len(values) == 0 or not np.isfinite(values).all():
             raise ValueError('a normaliser is fitted to a non-empty (rows, channels) array of finite numbers')
         data = values.astype(np.float64)
@@ -48,7 +51,7 @@ class Normalizer:
             offset, scale = data.mean(axis=0), data.std(axis=0)
         else:
             offset, scale = np.zeros(data.shape[1]), np.ones(data.shape[1])
-        scale = np.where(scale > 1e-6, scale, 1.0)
+        scale = np.maximum(scale, least_scale)
         return cls(kind, torch.from_numpy(offset).float(), torch.from_numpy(scale).float())
 
     def to(self, device: torch.device | str) -> Normalizer:

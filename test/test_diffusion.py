@@ -198,6 +198,13 @@ def test_normaliser_round_trip(rows, kind):
     assert torch.equal(again.normalize(tensor), normal)
 
 
+def test_a_trembling_channel_is_not_blown_up_to_the_full_range():
+    values = np.column_stack([np.linspace(-2, 2, 9), 1e-4 * np.linspace(-1, 1, 9), np.full(9, 3.0)])
+    normalizer = Normalizer.fit('limits', values, least_scale=0.05)
+    assert normalizer.scale.tolist() == pytest.approx([2.0, 0.05, 0.05])
+    assert normalizer.normalize(torch.from_numpy(values)).abs().amax(0).tolist() == pytest.approx([1.0, 0.002, 0.0])
+
+
 def test_normaliser_refuses_what_it_cannot_use():
     with pytest.raises(ValueError, match='finite numbers'):
         Normalizer.fit('limits', np.array([[np.nan]]))

@@ -24,6 +24,7 @@ class DataConfig:
     horizon       steps a window
     stride        control ticks a step
     normalizer    'limits', 'gaussian' or 'identity'
+    least_scale   the normaliser's smallest scale [the channel's unit], so that no trembling channel fills the range
     """
 
     path: str
@@ -36,10 +37,13 @@ class DataConfig:
     horizon: int = 64
     stride: int = 1
     normalizer: str = 'limits'
+    least_scale: float = 1e-6
 
     def __post_init__(self) -> None:
         if self.horizon < 2 or self.stride < 1:
             raise ValueError(f'data.horizon must be at least 2 and data.stride at least 1, got {self.horizon}, {self.stride}')
+        if not self.least_scale > 0.0:
+            raise ValueError(f'data.least_scale must be positive, got {self.least_scale}')
         if any(not size >= 0.0 for size in self.jitter.values()):
             raise ValueError(f'data.jitter must not be negative, got {self.jitter}')
         if not 0.0 <= self.goal_share <= 1.0:

@@ -59,7 +59,7 @@ class Trainer:
         self._goal = match_channels(names, config.data.goal) if config.data.goal else []
         self._objects = tuple(tuple(n for n in self._goal if n.startswith(f'{prefix}.')) for prefix in config.data.exchangeable)
         rows = torch.from_numpy(data.observations[:, [data.channels.index(n) for n in names]])
-        self.normalizer = Normalizer.fit(config.data.normalizer, rows.numpy()).to(self.device)
+        self.normalizer = Normalizer.fit(config.data.normalizer, rows.numpy(), config.data.least_scale).to(self.device)
         self._symmetries = Symmetries.of(self.channels, config.data.exchangeable, config.data.mirror)
         if config.data.normalizer == 'limits':
             self.normalizer = _symmetric(self.normalizer, self._symmetries)
