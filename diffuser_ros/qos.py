@@ -1,0 +1,22 @@
+"""Quality of service of every topic, in one place so that the two ends of a topic cannot disagree."""
+
+from __future__ import annotations
+
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+
+__all__ = ['COMMAND_QOS', 'EVENT_QOS', 'LATCHED_QOS', 'STATE_QOS']
+
+
+def _reliable(depth: int, durability: DurabilityPolicy) -> QoSProfile:
+    return QoSProfile(reliability=ReliabilityPolicy.RELIABLE, durability=durability, history=HistoryPolicy.KEEP_LAST,
+                      depth=depth)
+
+
+STATE_QOS = _reliable(1, DurabilityPolicy.VOLATILE)
+"""joint_states, object_states: only the newest state counts."""
+COMMAND_QOS = _reliable(1, DurabilityPolicy.VOLATILE)
+"""command, gripper_command: only the newest command counts."""
+LATCHED_QOS = _reliable(1, DurabilityPolicy.TRANSIENT_LOCAL)
+"""goal_status: a late subscriber gets the newest message."""
+EVENT_QOS = _reliable(10, DurabilityPolicy.VOLATILE)
+"""episode_status, ~/plan, ~/stats: every message counts, a short burst is kept."""
