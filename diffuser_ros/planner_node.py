@@ -10,7 +10,6 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -105,7 +104,6 @@ class PlannerNode(Node):
         self.create_service(SetBool, '~/hold', self._on_hold)
         for kind, topic in ((JointState, 'joint_states'), (ObjectStates, 'object_states')):
             self.create_subscription(kind, topic, partial(self._on_message, topic), STATE_QOS)
-        self.add_post_set_parameters_callback(self._on_parameters)
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(1.0, self._publish_diagnostics, clock=steady)
         if not self._settings.lock_step:
@@ -147,7 +145,7 @@ class PlannerNode(Node):
             return PlannerStats.NO_GOAL, 'no goal has been set'
         if self._hold_requested:
             return PlannerStats.HOLD_REQUESTED, 'holding because ~/hold asked for it'
-        age, timeout = now - state.arrival, self._settings.state_timeout
+        age, timeout = now - state.arrival, self.get_parameter('state_timeout').value
         if not self._settings.lock_step and age > timeout:
             return (PlannerStats.STALE_STATE,
                     f'the newest state is {1e3 * age:.0f} ms old, allowed are {1e3 * timeout:.0f} ms')
@@ -165,7 +163,7 @@ class PlannerNode(Node):
         try:
             decision = self._policy.act(observation, now)
             joints, clamped = limit_joints(decision.joints, measured, lower=JOINT_LOWER, upper=JOINT_UPPER,
-                                           max_step=self._settings.max_joint_speed * self._period)
+                                           max_step=self.get_parameter('max_joint_speed').value * self._period)
         except Exception as error:  # whatever goes wrong here, the arm has to be held
             return PlannerStats.PLAN_FAILED, f'planning failed: {error}', None
         self._planning_ms = 1e3 * (time.monotonic() - began)
@@ -255,7 +253,7 @@ class PlannerNode(Node):
         """The counts since the last reset in one line."""
         return self._statistics.summary(self._policy.replans)
 
-    # Services and parameters
+    # Services
 
     def _on_set_goal(self, request: SetGoal.Request, response: SetGoal.Response) -> SetGoal.Response:
         try:
@@ -302,10 +300,6 @@ class PlannerNode(Node):
         response.message = 'holding' if request.data else 'not holding'
         self.get_logger().info(f'{response.message}, as ~/hold asked')
         return response
-
-    def _on_parameters(self, changed: Sequence[Parameter]) -> None:
-        known = {p.name: p.value for p in changed if hasattr(self._settings, p.name)}
-        self._settings = replace(self._settings, **known)
 
 
 def _arrival(info: Mapping[str, Any]) -> float:

@@ -119,3 +119,17 @@ def test_a_network_that_returns_nonsense_is_an_error_and_not_a_plan():
     weights = {k: v * float('nan') for k, v in checkpoint.weights.items()}
     with pytest.raises(FloatingPointError, match='non-finite'):
         Planner(dataclasses.replace(checkpoint, weights=weights)).plan(np.zeros(2))
+
+
+def test_a_committed_prefix_keeps_the_last_plan_in_its_channels_only(planner):
+    horizon = RecedingHorizon(planner, committed=['push', 'v'], commit=2)
+    first = horizon.update(np.zeros(2), planner.conditions(), now=0.0)
+    second = horizon.update(np.array([0.1, 0.2]), planner.conditions(), now=0.05)
+    kept = first.shifted(0.05)
+    assert second.values[1:3, [0, 2]] == pytest.approx(kept[1:3, [0, 2]], abs=1e-5)
+    assert np.abs(second.values[1:3, 1] - kept[1:3, 1]).min() > 1e-4
+    assert np.abs(second.values[3:] - kept[3:]).max(axis=0).min() > 1e-4
+    assert second.states[0] == pytest.approx([0.1, 0.2])
+    horizon.restart()
+    fresh = horizon.update(np.zeros(2), planner.conditions(), now=0.1)
+    assert not fresh.provenance['warm']

@@ -106,6 +106,7 @@ class StackingPolicy:
     """A stacking controller for one robot; call `set_goal`, then `act` at every tick. Not thread-safe.
 
     tail        ticks of commands a decision holds
+    commit      plan steps for which the motion of the last plan is kept
     patience    ticks that a finished plan may leave its relation unbuilt before planning starts afresh
     """
 
@@ -113,7 +114,7 @@ class StackingPolicy:
     """A plan is carried out when every joint is this close to the plan's end [rad]."""
 
     def __init__(self, planner: Planner, *, sampling: Sampling = Sampling(), tick_dt: float = 1 / 24, tail: int = 12,
-                 patience: int = 24) -> None:
+                 patience: int = 24, commit: int = 1) -> None:
         missing = [n for n in FEATURES if n not in planner.channels.names]
         extra = [n for n in planner.channels.names if n not in FEATURES]
         if missing or extra:
@@ -125,7 +126,7 @@ class StackingPolicy:
             raise ValueError(f'the checkpoint was not trained with goals for {", ".join(lacking)}')
         self.planner = planner
         self.tick_dt = tick_dt
-        self._horizon = RecedingHorizon(planner, sampling)
+        self._horizon = RecedingHorizon(planner, sampling, committed=JOINT_NAMES, commit=commit)
         self._tail = tail
         self._patience = patience
         self._joints = planner.channels.indices(JOINT_NAMES)
