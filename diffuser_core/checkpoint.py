@@ -6,19 +6,19 @@ read without unpickling, and needs neither the data set nor a simulator nor a GP
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 import hashlib
 import os
-from pathlib import Path
 import shutil
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 import torch
 import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from diffuser_core.config import ConfigError, from_mapping, to_mapping
 from diffuser_core.diffusion import PREDICTIONS
@@ -177,13 +177,13 @@ def _description(path: Path) -> dict[str, Any]:
     if not isinstance(described, dict) or described.get('format') != FORMAT:
         found = described.get('format') if isinstance(described, dict) else None
         raise CheckpointError(f'{path}: format must be {FORMAT}, got {found!r}')
-    needed = ('weights_sha256', 'channels', 'actions', 'goal', 'objects', 'horizon', 'step_dt', 'model', 'diffusion', 'normalizer',
-              'provenance')
+    needed = ('weights_sha256', 'channels', 'actions', 'goal', 'objects', 'horizon', 'step_dt', 'model', 'diffusion',
+              'normalizer', 'provenance')
     missing = [key for key in needed if key not in described]
     if missing:
         raise CheckpointError(f'{path}: missing {", ".join(missing)}')
-    for key, kind in (('channels', list), ('goal', list), ('objects', list), ('model', dict), ('diffusion', dict), ('normalizer', dict),
-                      ('provenance', dict)):
+    for key, kind in (('channels', list), ('goal', list), ('objects', list), ('model', dict),
+                      ('diffusion', dict), ('normalizer', dict), ('provenance', dict)):
         if not isinstance(described[key], kind):
             raise CheckpointError(f'{path}: {key} must be a {kind.__name__}, got {described[key]!r}')
     return described

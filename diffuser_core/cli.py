@@ -6,11 +6,11 @@ The same arguments work as `ros2 run diffuser_core <verb>`, `diffuser-ros run <v
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 import json
-from pathlib import Path
 import shlex
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 __all__ = ['main']
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None, verb: str | None = None) -> int:
     except KeyboardInterrupt:
         print('interrupted; the same command continues where it stopped', file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f'{options.verb}: {error}', file=sys.stderr)
         return 2
     return 0
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument('--steps', type=int, default=None, help='denoising steps of a plan from pure noise')
     evaluate.add_argument('--warm-steps', type=int, default=None, help='denoising steps of a warm-started plan')
     evaluate.add_argument('--warm-level', type=float, default=None, help='share of the levels a warm start is noised up to')
+    evaluate.add_argument('--commit', type=int, default=None, help='plan steps for which the motion of the last plan is kept')
     evaluate.add_argument('--out', type=Path, default=None, help='default: runs/evaluate/<suite>')
     evaluate.set_defaults(run=_evaluate)
 
@@ -101,6 +102,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from diffuser_core.envs.stacking_policy import StackingPolicy
     from diffuser_core.evaluate.stacking import evaluate, format_rows
     from diffuser_core.planner import Sampling
     chosen = {'steps': options.steps, 'warm_steps': options.warm_steps, 'warm_level': options.warm_level}
@@ -108,6 +110,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     summary = evaluate(
         options.checkpoint, tasks=('stack', 'relations') if options.task == 'all' else (options.task,),
         episodes=options.episodes, seed_start=options.seed_start, workers=options.workers, sampling=sampling,
+        commit=StackingPolicy.COMMIT if options.commit is None else options.commit,
         out=options.out or Path('runs/evaluate') / options.suite, command=options.command)
     print(format_rows(summary['rows']))
 

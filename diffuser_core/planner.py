@@ -14,7 +14,7 @@ from diffuser_core.sampler import Denoiser, denoise, noised_start
 from diffuser_core.schedule import NoiseSchedule, strided_levels
 from diffuser_core.trajectory import Channels, Plan
 
-__all__ = ['Planner', 'Sampling']
+__all__ = ['DEFAULT_SAMPLING', 'Planner', 'Sampling']
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class Sampling:
             raise ValueError(f'a plan needs at least one denoising step, got {self.steps} cold and {self.warm_steps} warm')
         if not 0.0 < self.warm_level <= 1.0 or not 0.0 <= self.eta <= 1.0:
             raise ValueError(f'warm_level lies in (0, 1] and eta in [0, 1], got {self.warm_level} and {self.eta}')
+
+
+DEFAULT_SAMPLING = Sampling()
 
 
 class Planner:
@@ -82,7 +85,7 @@ class Planner:
         return Conditions.none(horizon or self.checkpoint.horizon, self.channels)
 
     def plan(self, observation: np.ndarray, conditions: Conditions | None = None, *, warm_start: Plan | None = None,
-             sampling: Sampling = Sampling(), t0: float = 0.0) -> Plan:
+             sampling: Sampling = DEFAULT_SAMPLING, t0: float = 0.0) -> Plan:
         """One plan from `observation` (observations,) in physical units, the state at time `t0` [s].
 
         `conditions` holds further known entries and fixes the horizon; without it the horizon is training's. `warm_start`
@@ -91,7 +94,7 @@ class Planner:
         return self.candidates(observation, conditions, count=1, warm_start=warm_start, sampling=sampling, t0=t0)[0]
 
     def candidates(self, observation: np.ndarray, conditions: Conditions | None = None, *, count: int,
-                   warm_start: Plan | None = None, sampling: Sampling = Sampling(), t0: float = 0.0) -> list[Plan]:
+                   warm_start: Plan | None = None, sampling: Sampling = DEFAULT_SAMPLING, t0: float = 0.0) -> list[Plan]:
         """`count` independent plans in one batch; arguments as for `plan`."""
         conditions = self.conditions() if conditions is None else conditions
         mask, values = self._known(observation, conditions)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from diffuser_core.conditions import Conditions
-from diffuser_core.planner import Planner, Sampling
+from diffuser_core.planner import DEFAULT_SAMPLING, Planner, Sampling
 from diffuser_core.trajectory import Plan
 
 __all__ = ['RecedingHorizon']
@@ -24,7 +24,7 @@ class RecedingHorizon:
                standstill, which matters where states hold positions but no velocities
     """
 
-    def __init__(self, planner: Planner, sampling: Sampling = Sampling(), *, committed: Sequence[str] = (),
+    def __init__(self, planner: Planner, sampling: Sampling = DEFAULT_SAMPLING, *, committed: Sequence[str] = (),
                  commit: int = 0) -> None:
         self.planner = planner
         self.sampling = sampling

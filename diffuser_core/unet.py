@@ -10,9 +10,9 @@ several objects are alike, the context also says from where to where the one goe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-import math
 
 import torch
 from torch import nn
@@ -54,6 +54,8 @@ class ContextEncoder(nn.Module):
     objects  (objects, fields) columns that hold the places of objects that are alike; may be empty
     """
 
+    objects: torch.Tensor
+
     def __init__(self, channels: int, hidden: int, objects: Sequence[Sequence[int]]) -> None:
         super().__init__()
         self.register_buffer('objects', torch.tensor([list(o) for o in objects], dtype=torch.int64), persistent=False)
@@ -78,6 +80,8 @@ class ContextEncoder(nn.Module):
 
 class LevelEmbedding(nn.Module):
     """Sinusoidal features of the denoising level followed by a two-layer perceptron; (batch,) -> (batch, width)."""
+
+    frequencies: torch.Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -114,6 +118,18 @@ class ResidualBlock(nn.Module):
         return self.second(hidden) + self.skip(x)
 
 
+class BlockPair(nn.ModuleList):
+    """Two residual blocks, one after the other."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, context: int) -> None:
+        super().__init__([ResidualBlock(a, outputs, embedding, context) for a in (inputs, outputs)])
+
+    def forward(self, x: torch.Tensor, embedded: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+        for block in self:
+            x = block(x, embedded, context)
+        return x
+
+
 class TemporalUNet(nn.Module):
     """Denoiser: noisy trajectories (batch, horizon, channels) and levels (batch,) -> prediction of the same shape.
 
@@ -131,8 +147,8 @@ class TemporalUNet(nn.Module):
         self.context = ContextEncoder(channels, config.context, objects) if config.context else None
         context = self.context.size if self.context is not None else 0
 
-        def pair(inputs: int, outputs: int) -> nn.ModuleList:
-            return nn.ModuleList([ResidualBlock(a, outputs, config.width, context) for a in (inputs, outputs)])
+        def pair(inputs: int, outputs: int) -> BlockPair:
+            return BlockPair(inputs, outputs, config.width, context)
 
         self.down = nn.ModuleList(pair(a, b) for a, b in zip([channels, *widths[:-1]], widths))
         self.shrink = nn.ModuleList(nn.Conv1d(w, w, 3, stride=2, padding=1) for w in widths[:-1])
@@ -155,14 +171,12 @@ class TemporalUNet(nn.Module):
             raise ValueError('this network needs a context' if context is None else 'this network takes no context')
         x = x.transpose(1, 2)
         kept = []
-        for n, (first, second) in enumerate(self.down):
-            x = second(first(x, embedded, context), embedded, context)
+        for n, pair in enumerate(self.down):
+            x = pair(x, embedded, context)
             kept.append(x)
             if n < len(self.shrink):
                 x = self.shrink[n](x)
-        for block in self.middle:
-            x = block(x, embedded, context)
-        for (first, second), grow in zip(self.up, self.grow):
-            x = torch.cat([x, kept.pop()], dim=1)
-            x = grow(second(first(x, embedded, context), embedded, context))
+        x = self.middle(x, embedded, context)
+        for pair, grow in zip(self.up, self.grow, strict=True):
+            x = grow(pair(torch.cat([x, kept.pop()], dim=1), embedded, context))
         return self.head(x).transpose(1, 2)

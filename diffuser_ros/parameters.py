@@ -9,6 +9,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 
+from diffuser_core.envs.stacking_policy import StackingPolicy
 from diffuser_core.planner import Sampling
 
 __all__ = ['PlannerParameters', 'StartError', 'declare_parameters']
@@ -40,6 +41,7 @@ class PlannerParameters:
     warm_steps: int = _parameter(Sampling.warm_steps, 'denoising steps of a plan made from the last one', 1, 1000)
     warm_level: float = _parameter(Sampling.warm_level, 'share of the noise levels that the last plan is noised up to',
                                    0.001, 1.0)
+    commit: int = _parameter(StackingPolicy.COMMIT, 'plan steps for which the motion of the last plan is kept', 0, 32)
     max_joint_speed: float = _parameter(6.0, 'commands are clamped to this speed [rad/s]', 0.01, 50.0, changeable=True)
     threads: int = _parameter(1, 'CPU threads of the network; one is robust against busy neighbours', 1, 256)
 

@@ -42,7 +42,8 @@ def load_policy(parameters: PlannerParameters) -> StackingPolicy:
     sampling = Sampling(parameters.steps, parameters.warm_steps, parameters.warm_level)
     try:
         planner = Planner.from_checkpoint(folder, device=parameters.device)
-        policy = StackingPolicy(planner, sampling=sampling, tick_dt=1 / parameters.tick_rate, tail=TAIL)
+        policy = StackingPolicy(planner, sampling=sampling, tick_dt=1 / parameters.tick_rate, tail=TAIL,
+                                commit=parameters.commit)
         _warm_up(policy)
     except (ValueError, OSError, FloatingPointError) as error:
         where = '' if str(folder) in str(error) else f'{folder}: '

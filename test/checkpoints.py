@@ -8,7 +8,8 @@ from diffuser_core.trajectory import Channels
 from diffuser_core.unet import TemporalUNet, UNetConfig
 
 
-def untrained(channels: Channels, goal: tuple[str, ...] = (), horizon: int = 16, step_dt: float = 0.1, reach: float = 3.0) -> Checkpoint:
+def untrained(channels: Channels, goal: tuple[str, ...] = (), horizon: int = 16, step_dt: float = 0.1,
+              reach: float = 3.0) -> Checkpoint:
     """Random weights, always the same; the normal range is +-`reach` in every channel."""
     torch.manual_seed(0)
     model = UNetConfig(8, (1, 2))

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from checkpoints import untrained
 import pytest
 import torch
 import yaml
+from checkpoints import untrained
 
 from diffuser_core.checkpoint import Checkpoint, CheckpointError
 from diffuser_core.config import ConfigError, load_config

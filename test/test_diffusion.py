@@ -2,10 +2,11 @@
 
 import math
 
-from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from diffuser_core.diffusion import clean_estimate, noised, training_loss
 from diffuser_core.normalize import Normalizer
@@ -120,7 +121,8 @@ def test_samples_of_a_gaussian_prior_have_its_mean_and_covariance(eta, steps, to
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(count, 3, 2, dtype=torch.float64, generator=generator)
     nothing = torch.zeros(3, 2, dtype=torch.bool)
-    samples = denoise(denoiser, start, strided_levels(200, steps), torch.zeros(3, 2, dtype=torch.float64), nothing, generator, eta)
+    known = torch.zeros(3, 2, dtype=torch.float64)
+    samples = denoise(denoiser, start, strided_levels(200, steps), known, nothing, generator, eta)
     flat = samples.numpy().reshape(count, size)
     # the last step returns the mean of x0 given the least noisy level, so only that level's noise is missing
     assert np.abs(flat.mean(axis=0) - mean).max() < 3 * math.sqrt(covariance.max() / count) + 0.005

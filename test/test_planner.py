@@ -2,10 +2,11 @@
 
 import dataclasses
 
-from checkpoints import untrained
-from hypothesis import given, settings, strategies as st
 import numpy as np
 import pytest
+from checkpoints import untrained
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from diffuser_core.conditions import Conditions
 from diffuser_core.planner import Planner, Sampling

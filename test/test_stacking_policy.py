@@ -1,10 +1,11 @@
 """From a stacking goal to commands: goals, what comes next, holding, starting afresh."""
 
-from checkpoints import untrained, untrained_stacking
-from hypothesis import given, settings, strategies as st
-from hypothesis.extra.numpy import arrays
 import numpy as np
 import pytest
+from checkpoints import untrained, untrained_stacking
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from diffuser_core.envs.kuka_kinematics import JOINT_NAMES
 from diffuser_core.envs.stacking import BLOCKS, CHANNELS, SLAB_HEIGHT
@@ -46,7 +47,7 @@ class ScriptedPlanner(Planner):
     def candidates(self, observation, conditions=None, *, count, warm_start=None, sampling=None, t0=0.0):
         self.asked.append((conditions, warm_start))
         plans = []
-        for n in range(count):
+        for _ in range(count):
             values = np.repeat(observation[None], 16, axis=0)
             if conditions is not None:
                 values[-1] = np.where(conditions.mask[-1], conditions.values[-1], values[-1])

@@ -21,7 +21,8 @@ NO_SYMMETRY = Symmetries.of(CHANNELS, (), ())
 
 
 def windows_over(rows, segments, **options):
-    settings = {'horizon': 4, 'stride': 2, 'goal': [], 'goal_share': 0.0, 'symmetries': NO_SYMMETRY, 'jitter': torch.zeros(5)} | options
+    settings = {'horizon': 4, 'stride': 2, 'goal': [], 'goal_share': 0.0, 'symmetries': NO_SYMMETRY,
+                'jitter': torch.zeros(5)} | options
     return Windows(rows, segments, **settings)
 
 

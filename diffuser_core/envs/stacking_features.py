@@ -6,8 +6,8 @@ the block that the tip is at. Orientations are left out: slabs are square and gr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 

@@ -25,7 +25,7 @@ from diffuser_core.envs.stacking import (
     tallest_chain,
 )
 from diffuser_core.envs.stacking_features import ATTACHED, FEATURES, PLACES, cartesian, features_by_name
-from diffuser_core.planner import Planner, Sampling
+from diffuser_core.planner import DEFAULT_SAMPLING, Planner, Sampling
 from diffuser_core.receding_horizon import RecedingHorizon
 from diffuser_core.trajectory import Plan
 
@@ -110,11 +110,12 @@ class StackingPolicy:
     patience    ticks that a finished plan may leave its relation unbuilt before planning starts afresh
     """
 
+    COMMIT = 3
     DONE_TOLERANCE = 0.08
     """A plan is carried out when every joint is this close to the plan's end [rad]."""
 
-    def __init__(self, planner: Planner, *, sampling: Sampling = Sampling(), tick_dt: float = 1 / 24, tail: int = 12,
-                 patience: int = 24, commit: int = 1) -> None:
+    def __init__(self, planner: Planner, *, sampling: Sampling = DEFAULT_SAMPLING, tick_dt: float = 1 / 24, tail: int = 12,
+                 patience: int = 24, commit: int = COMMIT) -> None:
         missing = [n for n in FEATURES if n not in planner.channels.names]
         extra = [n for n in planner.channels.names if n not in FEATURES]
         if missing or extra:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 import json
 import multiprocessing
 import os
-from pathlib import Path
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,9 +78,9 @@ def run_episode(policy: StackingPolicy, env: KukaStackEnv, task: str, seed: int)
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(checkpoint: str, sampling: Mapping[str, Any]) -> None:
+def _start_worker(checkpoint: str, sampling: Mapping[str, Any], commit: int) -> None:
     torch.set_num_threads(1)
-    _worker['policy'] = StackingPolicy(Planner.from_checkpoint(checkpoint), sampling=Sampling(**sampling))
+    _worker['policy'] = StackingPolicy(Planner.from_checkpoint(checkpoint), sampling=Sampling(**sampling), commit=commit)
     _worker['env'] = KukaStackEnv()
 
 
@@ -89,7 +89,7 @@ def _run_job(job: tuple[str, int]) -> dict[str, Any]:
 
 
 def evaluate(checkpoint: Path | None, *, tasks: Sequence[str], episodes: int, seed_start: int, workers: int | None,
-             sampling: Sampling, out: Path, command: str) -> dict[str, Any]:
+             sampling: Sampling, commit: int, out: Path, command: str) -> dict[str, Any]:
     """Run `episodes` seeds of every task and write `episodes.jsonl` and `summary.json` to `out`."""
     folder = checkpoint_folder('kuka_stack') if checkpoint is None else checkpoint
     Planner.from_checkpoint(folder)
@@ -100,7 +100,7 @@ def evaluate(checkpoint: Path | None, *, tasks: Sequence[str], episodes: int, se
     began = time.monotonic()
     count = min(len(jobs), workers or os.cpu_count() or 1)
     records: list[dict[str, Any]] = []
-    with multiprocessing.get_context('spawn').Pool(count, _start_worker, (str(folder), asdict(sampling))) as pool, \
+    with multiprocessing.get_context('spawn').Pool(count, _start_worker, (str(folder), asdict(sampling), commit)) as pool, \
             open(out / 'episodes.jsonl', 'w', encoding='utf-8') as log:
         for record in tqdm(pool.imap_unordered(_run_job, jobs), total=len(jobs), unit='episode'):
             log.write(json.dumps(record) + '\n')
@@ -108,7 +108,8 @@ def evaluate(checkpoint: Path | None, *, tasks: Sequence[str], episodes: int, se
             records.append(record)
     rows = [_row(task, [r for r in records if r['task'] == task]) for task in tasks]
     summary = {'command': command, 'version': __version__, 'seed_start': seed_start, 'episodes': episodes, 'device': 'cpu',
-               'wall_s': round(time.monotonic() - began, 1), 'checkpoint': str(folder), 'sampling': asdict(sampling), 'rows': rows}
+               'wall_s': round(time.monotonic() - began, 1), 'checkpoint': str(folder), 'sampling': asdict(sampling),
+               'commit': commit, 'rows': rows}
     (out / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n', encoding='utf-8')
     return summary
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
 import datetime
 import json
 import math
 import os
-from pathlib import Path
 import time
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
