@@ -149,7 +149,7 @@ def test_the_task_stack_pursues_the_first_proposal_that_builds_higher(policy):
     assert end['blue.z'] == pytest.approx(2.5 * SLAB_HEIGHT)
 
 
-def test_a_plan_carried_out_without_effect_is_made_afresh_after_some_patience(policy):
+def test_an_arm_that_stands_still_plans_afresh_after_some_patience(policy):
     policy.set_goal(StackingGoal.parse('relations', ['red on green']), observation())
     warm = [policy.act(observation(), n * TICK).plan.provenance['warm'] for n in range(10)]
     assert warm[0] is False and warm[1:4] == [True] * 3 and False in warm[4:]

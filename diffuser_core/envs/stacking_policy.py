@@ -107,15 +107,17 @@ class StackingPolicy:
 
     tail        ticks of commands a decision holds
     commit      plan steps for which the motion of the last plan is kept
-    patience    ticks that a finished plan may leave its relation unbuilt before planning starts afresh
+    patience    ticks that the arm may stand still, its relation unbuilt, before planning starts afresh
     """
 
     COMMIT = 3
+    STILL = 0.03
+    """The arm stands still while every joint stays this close to where it was [rad]."""
     DONE_TOLERANCE = 0.08
     """A plan is carried out when every joint is this close to the plan's end [rad]."""
 
     def __init__(self, planner: Planner, *, sampling: Sampling = DEFAULT_SAMPLING, tick_dt: float = 1 / 24, tail: int = 12,
-                 patience: int = 24, commit: int = COMMIT) -> None:
+                 patience: int = 15, commit: int = COMMIT) -> None:
         missing = [n for n in FEATURES if n not in planner.channels.names]
         extra = [n for n in planner.channels.names if n not in FEATURES]
         if missing or extra:
@@ -145,6 +147,7 @@ class StackingPolicy:
     def _forget(self) -> None:
         self._subgoal: Relation | None = None
         self._waited = 0
+        self._stood_at: np.ndarray | None = None
         self._resting: np.ndarray | None = None
         self._horizon.restart()
 
@@ -181,11 +184,8 @@ class StackingPolicy:
         if self.goal is None:
             return self._hold(state, reached=False)
         standing = self._standing(state)
-        carried_out = self._carried_out(state)
-        if self._subgoal is not None and carried_out:
-            self._waited += 1
-            if self._subgoal in standing or self._waited > self._patience:
-                self._forget()
+        if self._subgoal is not None and (self._stuck(state) or (self._subgoal in standing and self._carried_out(state))):
+            self._forget()
         if self._subgoal is None:
             if self.goal.reached(standing):
                 return self._hold(state, reached=True)
@@ -211,6 +211,14 @@ class StackingPolicy:
 
     def _standing(self, state: np.ndarray) -> frozenset[Relation]:
         return standing_relations(cartesian(state[self._places]), state[self._attached] > 0.5, np.zeros(len(BLOCKS)))
+
+    def _stuck(self, state: np.ndarray) -> bool:
+        """Whether the arm has stood still for longer than demonstrations ever do."""
+        joints = state[self._joints]
+        if self._stood_at is None or np.abs(joints - self._stood_at).max() > self.STILL:
+            self._stood_at, self._waited = joints, 0
+        self._waited += 1
+        return self._waited > self._patience
 
     def _carried_out(self, state: np.ndarray) -> bool:
         plan = self._horizon.plan
