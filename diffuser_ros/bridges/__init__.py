@@ -1,0 +1,1 @@
+"""Robots that are simulators: nodes with the topics of a robot, and physics behind them."""
