@@ -19,7 +19,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from diffuser_core.envs.kuka_kinematics import JOINT_NAMES
 from diffuser_core.envs.stacking import BLOCKS
-from diffuser_core.envs.stacking_policy import GoalError, StackingGoal
+from diffuser_core.envs.stacking_goal import GoalError, StackingGoal
 from diffuser_core.trajectory import Plan
 
 __all__ = ['StateError', 'gripper_command', 'joint_state', 'joint_trajectory', 'nanoseconds', 'object_states',

@@ -33,7 +33,8 @@ from std_srvs.srv import SetBool, Trigger
 
 from diffuser_core.envs.kuka_kinematics import JOINT_LOWER, JOINT_NAMES, JOINT_UPPER
 from diffuser_core.envs.stacking import format_relation
-from diffuser_core.envs.stacking_policy import Decision, GoalError
+from diffuser_core.envs.stacking_goal import GoalError
+from diffuser_core.envs.stacking_policy import Decision
 from diffuser_ros import conversions
 from diffuser_ros.commander import Commander
 from diffuser_ros.conversions import StateError
@@ -310,6 +311,7 @@ def _arrival(info: Mapping[str, Any]) -> float:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is interrupted; the exit code is 1, after one sentence in the log, if it cannot start."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rclpy's own handler still closes ROS, in order
     try:
         rclpy.init(args=args)
     except RuntimeError as error:

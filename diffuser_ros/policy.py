@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 
 from diffuser_core.envs.stacking import CHANNELS
-from diffuser_core.envs.stacking_policy import Decision, StackingGoal, StackingPolicy
+from diffuser_core.envs.stacking_goal import StackingGoal
+from diffuser_core.envs.stacking_policy import Decision, StackingPolicy
 from diffuser_core.planner import Planner, Sampling
 from diffuser_core.shipped import checkpoint_folder
 from diffuser_ros.parameters import PlannerParameters, StartError

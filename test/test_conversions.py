@@ -1,6 +1,8 @@
 """Messages to numbers and back, and the pairing of the two state topics."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from diffuser_msgs.srv import SetGoal
 
 from diffuser_core.envs.kuka_kinematics import JOINT_NAMES
 from diffuser_core.envs.stacking import BLOCKS, CHANNELS
-from diffuser_core.envs.stacking_policy import GoalError, StackingGoal
+from diffuser_core.envs.stacking_goal import GoalError, StackingGoal
 from diffuser_core.trajectory import Channels, Plan
 from diffuser_ros.conversions import (
     StateError,
@@ -152,3 +154,8 @@ def test_unpaired_messages_do_not_pile_up():
         buffer.add('joint_states', messages(stamp=Time(sec=n))[0], float(n))
     assert len(buffer._unpaired) == StateBuffer.UNPAIRED
     assert buffer.add('object_states', messages(stamp=Time(sec=99))[1], 100.0) is not None
+
+
+def test_the_simulated_robot_and_the_episodes_do_not_load_torch():
+    code = ('import sys, diffuser_ros.bridges.kuka, diffuser_ros.episode_node; sys.exit("torch" in sys.modules)')
+    subprocess.run([sys.executable, '-c', code], check=True)

@@ -10,7 +10,8 @@ from hypothesis.extra.numpy import arrays
 from diffuser_core.envs.kuka_kinematics import JOINT_NAMES
 from diffuser_core.envs.stacking import BLOCKS, CHANNELS, SLAB_HEIGHT
 from diffuser_core.envs.stacking_features import ATTACHED, FEATURES, PLACES, cartesian, cylindrical, features
-from diffuser_core.envs.stacking_policy import GoalError, StackingGoal, StackingPolicy
+from diffuser_core.envs.stacking_goal import GoalError, StackingGoal
+from diffuser_core.envs.stacking_policy import StackingPolicy
 from diffuser_core.planner import Planner
 from diffuser_core.trajectory import Channels, Plan
 

@@ -7,7 +7,7 @@ drawn without a goal, and if it builds higher, the relation at its end becomes t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,68 +20,17 @@ from diffuser_core.envs.stacking import (
     SLAB_HEIGHT,
     Relation,
     format_relation,
-    parse_relation,
     standing_relations,
     tallest_chain,
 )
 from diffuser_core.envs.stacking_features import ATTACHED, FEATURES, PLACES, cartesian, features_by_name
+from diffuser_core.envs.stacking_goal import GoalError, StackingGoal
 from diffuser_core.planner import DEFAULT_SAMPLING, Planner, Sampling
 from diffuser_core.receding_horizon import RecedingHorizon
 from diffuser_core.trajectory import Plan
 
-__all__ = ['Decision', 'GoalError', 'StackingGoal', 'StackingPolicy']
+__all__ = ['Decision', 'StackingPolicy']
 
-TASKS = ('stack', 'relations')
-
-
-class GoalError(ValueError):
-    """A goal that cannot be taken; the message says why."""
-
-
-@dataclass(frozen=True)
-class StackingGoal:
-    """What shall stand at the end: 'stack' = a tower as tall as possible, 'relations' = every pair, in building order."""
-
-    task: str
-    relations: tuple[Relation, ...] = ()
-
-    @classmethod
-    def parse(cls, task: str, relations: Sequence[str]) -> StackingGoal:
-        """From the words of a user; GoalError naming an unknown task or block, a contradiction or a cycle."""
-        if task not in TASKS:
-            raise GoalError(f'unknown task {task!r}; this robot knows {", ".join(TASKS)}')
-        if task == 'stack':
-            if relations:
-                raise GoalError("the task 'stack' takes no relations; use the task 'relations' for a given arrangement")
-            return cls(task)
-        if not relations:
-            raise GoalError("the task 'relations' needs at least one relation, for example 'red on green'")
-        try:
-            pairs = list(dict.fromkeys(parse_relation(text) for text in relations))
-        except ValueError as error:
-            raise GoalError(str(error)) from error
-        for n, (upper, lower) in enumerate(pairs):
-            for other_upper, other_lower in pairs[:n]:
-                if other_upper == upper:
-                    raise GoalError(f'{BLOCKS[upper]} cannot stand on both {BLOCKS[other_lower]} and {BLOCKS[lower]}')
-                if other_lower == lower:
-                    raise GoalError(f'{BLOCKS[lower]} cannot carry both {BLOCKS[other_upper]} and {BLOCKS[upper]}')
-        ordered: list[Relation] = []
-        waiting = pairs
-        while waiting:
-            uppers = {upper for upper, _ in waiting}
-            ready = [pair for pair in waiting if pair[1] not in uppers]
-            if not ready:
-                raise GoalError(f'the relations form a cycle: {", ".join(map(format_relation, waiting))}')
-            ordered += ready
-            waiting = [pair for pair in waiting if pair not in ready]
-        return cls(task, tuple(ordered))
-
-    def reached(self, standing: Iterable[Relation]) -> bool:
-        """Whether the relations that stand fulfil this goal."""
-        if self.task == 'stack':
-            return tallest_chain(standing) == len(BLOCKS) - 1
-        return set(self.relations) <= set(standing)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from diffuser_core import __version__
 from diffuser_core.envs.kuka_kinematics import JOINT_LOWER, JOINT_UPPER
 from diffuser_core.envs.kuka_stack import KukaStackEnv
 from diffuser_core.envs.stacking import BLOCKS, CHANNELS, conditional_score, format_relation, tower_relations
-from diffuser_core.envs.stacking_policy import StackingGoal, StackingPolicy
+from diffuser_core.envs.stacking_goal import StackingGoal
+from diffuser_core.envs.stacking_policy import StackingPolicy
 from diffuser_core.evaluate.statistics import mean_interval
 from diffuser_core.planner import Planner, Sampling
 from diffuser_core.shipped import checkpoint_folder
