@@ -138,6 +138,20 @@ def test_a_folder_with_another_run_is_not_continued(tmp_path):
         Trainer(config(steps=2), dataclasses.replace(straight_lines(), fingerprint='other'), tmp_path).run(progress=False)
 
 
+def test_a_run_goes_on_from_a_checkpoint_of_the_same_network(tmp_path):
+    data = straight_lines()
+    Trainer(config(steps=40), data, tmp_path / 'first').run(progress=False)
+    parent = Checkpoint.load(tmp_path / 'first' / 'checkpoint')
+    second = dataclasses.replace(config(steps=1, learning_rate=1e-9), start_from=str(tmp_path / 'first' / 'checkpoint'))
+    Trainer(second, data, tmp_path / 'second').run(progress=False)
+    child = Checkpoint.load(tmp_path / 'second' / 'checkpoint')
+    assert all(torch.allclose(parent.weights[name], child.weights[name], atol=1e-6) for name in parent.weights)
+    assert child.provenance['started_from']['steps'] == 40
+    other = dataclasses.replace(second, model=UNetConfig(8, (1, 2), context=32))
+    with pytest.raises(TrainError, match='another network or other channels'):
+        Trainer(other, data, tmp_path / 'third')
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     trainer = Trainer(config(steps=5), straight_lines(), tmp_path)
     with torch.no_grad():

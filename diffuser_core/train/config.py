@@ -80,6 +80,7 @@ class TrainConfig:
     """A training run: data, network, diffusion and optimiser.
 
     name        of the run; results go to runs/train/<name> unless --out says otherwise
+    start_from  folder of a checkpoint with the same network and channels to go on from; random weights if not given
     save_every  steps between checkpoints
     """
 
@@ -88,6 +89,7 @@ class TrainConfig:
     model: UNetConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    start_from: str | None = None
     seed: int = 0
     save_every: int = 2000
 

@@ -71,6 +71,7 @@ class Trainer:
 
         torch.manual_seed(config.seed)
         self.network = TemporalUNet(len(names), config.model, [self.channels.indices(o).tolist() for o in self._objects])
+        self._parent = self._start(Path(config.start_from)) if config.start_from is not None else None
         self.network.to(self.device)
         self._average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self._optimizer = torch.optim.Adam(self.network.parameters(), lr=config.optimizer.learning_rate)
@@ -78,6 +79,15 @@ class Trainer:
         self._schedule = NoiseSchedule.cosine(config.diffusion.levels)
         self.step = 0
         self._seconds = 0.0
+
+    def _start(self, folder: Path) -> dict[str, Any]:
+        """Take over a checkpoint's weights and normaliser; returns where they came from."""
+        parent = Checkpoint.load(folder)
+        if (parent.model, parent.channels, parent.objects) != (self.config.model, self.channels, self._objects):
+            raise TrainError(f'{folder} has another network or other channels than this configuration')
+        self.network.load_state_dict(parent.network().state_dict())
+        self.normalizer = parent.normalizer.to(self.device)
+        return dict(parent.provenance)
 
     def _windows(self, rows: torch.Tensor, segments: torch.Tensor) -> Windows:
         data = self.config.data
@@ -167,6 +177,7 @@ class Trainer:
                 'command': self.command, 'config': to_mapping(self.config), 'data_fingerprint': self._data.fingerprint,
                 'segments': len(self._data), 'steps': self.step, 'seconds': round(self._seconds),
                 'held_out_loss': validation, 'date': datetime.date.today().isoformat(), 'version': __version__,
+                **({} if self._parent is None else {'started_from': self._parent}),
             })
 
     def _save(self, validation: float) -> None:
