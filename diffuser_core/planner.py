@@ -28,7 +28,7 @@ class Sampling:
     """
 
     steps: int = 8
-    warm_steps: int = 2
+    warm_steps: int = 3
     warm_level: float = 0.5
     eta: float = 0.0
 

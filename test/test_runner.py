@@ -437,11 +437,12 @@ def test_no_process_survives_an_error_in_the_launcher(toys, tmp_path, monkeypatc
             raise BrokenPipeError('nobody reads')
 
     monkeypatch.setattr(launch_standin.launcher.Launcher, 'log', broken_log)
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(BrokenPipeError), launch_standin.stand_in_modules():
         launch_standin.launch(path, {})
     assert len(pids) == 1
     assert not alive(pids[0])
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='uses a signal that only Linux has')

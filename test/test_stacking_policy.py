@@ -156,6 +156,17 @@ def test_an_arm_that_stands_still_plans_afresh_after_some_patience(policy):
     assert warm[0] is False and warm[1:4] == [True] * 3 and False in warm[4:]
 
 
+def test_a_held_block_is_still_brought_to_its_place_when_planning_starts_afresh(policy):
+    policy.planner.proposals = [(0, 1), (2, 3)]
+    policy.set_goal(StackingGoal('stack'), observation())
+    assert policy.act(observation(), 0.0).subgoal == (0, 1)
+    carried = [policy.act(observation(held=0), n * TICK) for n in range(1, 12)]
+    assert {decision.subgoal for decision in carried} == {(0, 1)}
+    assert not all(decision.plan.provenance['warm'] for decision in carried)
+    dropped = [policy.act(observation(), n * TICK) for n in range(12, 20)]
+    assert (2, 3) in {decision.subgoal for decision in dropped}
+
+
 def test_the_same_goal_again_keeps_the_plan_and_another_one_restarts(policy):
     policy.set_goal(StackingGoal.parse('relations', ['red on green']), observation())
     policy.act(observation(), 0.0)

@@ -100,6 +100,13 @@ class StackingPolicy:
         self._resting: np.ndarray | None = None
         self._horizon.restart()
 
+    def _start_afresh(self, *, holding: bool) -> None:
+        """Forget the plan, and what to build too unless a block is on its way there."""
+        subgoal = self._subgoal
+        self._forget()
+        if holding:
+            self._subgoal = subgoal
+
     def reset(self, seed: int = 0) -> None:
         """Back to the state after construction, with another seed."""
         self.goal = None
@@ -133,8 +140,11 @@ class StackingPolicy:
         if self.goal is None:
             return self._hold(state, reached=False)
         standing = self._standing(state)
-        if self._subgoal is not None and (self._stuck(state) or (self._subgoal in standing and self._carried_out(state))):
-            self._forget()
+        if self._subgoal is not None:
+            if self._subgoal in standing and self._carried_out(state):
+                self._forget()
+            elif self._stuck(state):
+                self._start_afresh(holding=bool((state[self._attached] > 0.5).any()))
         if self._subgoal is None:
             if self.goal.reached(standing):
                 return self._hold(state, reached=True)
