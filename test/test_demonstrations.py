@@ -5,16 +5,14 @@ import re
 import shutil
 
 import h5py
+import minari
 import numpy as np
 import pytest
 
-pytest.importorskip("pybullet")
-minari = pytest.importorskip("minari")
-
-from diffuser_core.data.demonstrations import DATASET_ID, find_data_file, load_segments  # noqa: E402
-from diffuser_core.envs.stacking import CHANNELS, standing_relations  # noqa: E402
-from diffuser_core.experts import collect as collecting  # noqa: E402
-from diffuser_core.experts.collect import collect  # noqa: E402
+from diffuser_core.data.demonstrations import DATASET_ID, find_data_file, load_segments
+from diffuser_core.envs.stacking import CHANNELS, standing_relations
+from diffuser_core.experts import collect as collecting
+from diffuser_core.experts.collect import collect
 
 COUNT, SEED, SHARD = 5, 60_000, 2
 

@@ -12,9 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip('pybullet')
-
 from checkpoints import untrained_stacking
 from diffuser_msgs.msg import PlannerStats
 from diffuser_msgs.srv import SetGoal

@@ -5,8 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytest.importorskip("pybullet")
-
 from diffuser_core.envs.kuka_kinematics import JOINT_UPPER, inverse_kinematics
 from diffuser_core.envs.kuka_stack import KukaStackEnv
 from diffuser_core.envs.stacking import tower_relations

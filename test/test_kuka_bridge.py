@@ -6,12 +6,9 @@ import time
 
 import numpy as np
 import pytest
-from rclpy.parameter import Parameter
-
-pytest.importorskip('pybullet')
-
 from builtin_interfaces.msg import Time
 from diffuser_msgs.srv import ResetEpisode
+from rclpy.parameter import Parameter
 from ros_client import Client, Session
 
 from diffuser_core.envs.kuka_kinematics import JOINT_LOWER, JOINT_NAMES, JOINT_UPPER

@@ -6,16 +6,15 @@ import warnings
 
 import gymnasium
 import numpy as np
+import pybullet
+import pybullet_data
 import pytest
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pybullet = pytest.importorskip("pybullet")
-import pybullet_data  # noqa: E402
-
-from diffuser_core.envs import KUKA_STACK_ID  # noqa: E402
-from diffuser_core.envs.kuka_kinematics import (  # noqa: E402
+from diffuser_core.envs import KUKA_STACK_ID
+from diffuser_core.envs.kuka_kinematics import (
     JOINT_LOWER,
     JOINT_NAMES,
     JOINT_UPPER,
@@ -24,7 +23,7 @@ from diffuser_core.envs.kuka_kinematics import (  # noqa: E402
     inverse_kinematics,
     tip_cylindrical,
 )
-from diffuser_core.envs.kuka_stack import IMAGE_SIZE, KukaStackEnv  # noqa: E402
+from diffuser_core.envs.kuka_stack import IMAGE_SIZE, KukaStackEnv
 
 LAYOUT = np.array([[0.6, 0.0, 0.03, 0.0], [0.0, 0.6, 0.03, 0.3], [-0.3, 0.5, 0.03, 0.0], [0.0, -0.6, 0.03, 1.0]])
 
