@@ -73,7 +73,9 @@ $(VENV)/stamp-python: pyproject.toml | check
 
 $(VENV)/stamp-dependencies: $(VENV)/stamp-python
 	@echo '--- 2/3 installing what pyproject.toml lists: PyTorch takes longest, some minutes on a slow line'
-	@$(PIP) install --quiet --no-build-isolation --only-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '.[test]'
+	@$(BIN)/python -c 'import sys; sys.version_info >= (3, 12) and print("    PyBullet has no wheel for this Python and is", \
+	  "compiled: about 10 minutes on two cores; PYTHON=python3.11 avoids it")'
+	@CFLAGS=-g0 $(PIP) install --quiet --no-build-isolation --only-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '.[test]'
 	@touch $@
 
 $(VENV)/stamp-package: $(VENV)/stamp-dependencies $(INSTALLED_FILES)

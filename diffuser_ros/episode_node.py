@@ -39,7 +39,7 @@ from diffuser_ros.state_buffer import State, StateBuffer
 __all__ = ['EpisodeError', 'EpisodeNode', 'EpisodeResult', 'Settings', 'main', 'write_results']
 
 PLANNER, BRIDGE = 'diffuser_planner', 'kuka_bridge'
-START_TIMEOUT = 30.0
+START_TIMEOUT = 120.0
 """Seconds that planner and bridge may take to appear."""
 ANSWER_TIMEOUT = 10.0
 """Seconds that a service may take to answer, and a reset to show in the states."""

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import tempfile
 
@@ -28,6 +29,8 @@ os.environ['OMP_NUM_THREADS'] = '1'  # several threads wait for each other, for 
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 os.environ['FASTDDS_BUILTIN_TRANSPORTS'] = 'UDPv4'
 os.environ['ROS_LOG_DIR'] = tempfile.mkdtemp(prefix='diffuser_ros_test_log_')
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a run under nohup ignores it, and so would the processes that tests start
 
 
 def pytest_unconfigure() -> None:
