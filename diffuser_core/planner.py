@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import torch
 
 from diffuser_core.checkpoint import Checkpoint
 from diffuser_core.conditions import Conditions
-from diffuser_core.sampler import Denoiser, denoise, noised_start
+from diffuser_core.sampler import Denoiser, Network, denoise, noised_start
 from diffuser_core.schedule import NoiseSchedule, strided_levels
 from diffuser_core.trajectory import Channels, Plan
+from diffuser_core.unet import TemporalUNet
 
 __all__ = ['DEFAULT_SAMPLING', 'Planner', 'Sampling']
 
@@ -27,7 +29,7 @@ class Sampling:
     eta    noise added on the way: 0 none (DDIM), 1 as DDPM
     """
 
-    steps: int = 8
+    steps: int = 6
     warm_steps: int = 3
     warm_level: float = 0.5
     eta: float = 0.0
@@ -55,8 +57,8 @@ class Planner:
         self._normalizer = checkpoint.normalizer.to(self.device)
         diffusion = checkpoint.diffusion
         network = checkpoint.network().to(self.device)
-        self._denoiser = Denoiser(network, NoiseSchedule.cosine(diffusion.levels), diffusion.prediction, diffusion.clip,
-                                  network.encode)
+        self._denoiser = Denoiser(_traced(network, checkpoint), NoiseSchedule.cosine(diffusion.levels), diffusion.prediction,
+                                  diffusion.clip, network.encode)
         self._generator = torch.Generator(self.device)
         self.reseed(seed)
 
@@ -140,3 +142,15 @@ class Planner:
         values[0, channels.actions:] = observation
         values[~mask] = 0.0
         return torch.from_numpy(mask).to(self.device), torch.from_numpy(values).float().to(self.device)
+
+
+def _traced(network: TemporalUNet, checkpoint: Checkpoint) -> Network:
+    """The network as one graph: the same numbers, without Python's overhead for every operation; any batch and horizon."""
+    device = next(network.parameters()).device
+    x = torch.zeros(1, checkpoint.horizon, len(checkpoint.channels), device=device)
+    context = network.encode(x, torch.zeros_like(x, dtype=torch.bool))
+    inputs = (x, torch.zeros(1, dtype=torch.int64, device=device), *(() if context is None else (context,)))
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter('ignore')  # the check of the horizon is not part of the graph; the planner checks it itself
+        graph = torch.jit.trace(network, inputs, check_trace=False)
+    return graph if context is not None else lambda noisy, i, _: graph(noisy, i)

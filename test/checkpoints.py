@@ -9,10 +9,10 @@ from diffuser_core.unet import TemporalUNet, UNetConfig
 
 
 def untrained(channels: Channels, goal: tuple[str, ...] = (), horizon: int = 16, step_dt: float = 0.1,
-              reach: float = 3.0) -> Checkpoint:
+              reach: float = 3.0, context: int = 0) -> Checkpoint:
     """Random weights, always the same; the normal range is +-`reach` in every channel."""
     torch.manual_seed(0)
-    model = UNetConfig(8, (1, 2))
+    model = UNetConfig(8, (1, 2), context)
     size = len(channels)
     return Checkpoint(TemporalUNet(size, model).state_dict(), model, DiffusionConfig(levels=16),
                       Normalizer('limits', torch.zeros(size), torch.full((size,), reach)), channels, horizon, step_dt, goal,

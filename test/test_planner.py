@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from checkpoints import untrained
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,6 +80,16 @@ def test_horizon_is_chosen_when_planning(planner):
 def test_bad_observations_are_refused_by_name(planner, observation, message):
     with pytest.raises(ValueError, match=message):
         planner.plan(observation)
+
+
+@pytest.mark.parametrize('context', [0, 16])
+def test_the_graph_that_plans_is_the_network(context):
+    checkpoint = untrained(CHANNELS, context=context)
+    network, graph = checkpoint.network(), Planner(checkpoint)._denoiser.network
+    for batch, horizon in ((1, 16), (3, 24)):
+        x, i = torch.randn(batch, horizon, 3), torch.randint(0, 16, (batch,))
+        told = network.encode(x[:1], torch.ones(1, horizon, 3, dtype=torch.bool))
+        torch.testing.assert_close(graph(x, i, told), network(x, i, told), rtol=1e-5, atol=1e-6)
 
 
 def test_bad_sampling_is_refused():

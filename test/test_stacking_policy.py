@@ -145,7 +145,8 @@ def test_the_task_stack_pursues_the_first_proposal_that_builds_higher(policy):
         decision = policy.act(stacked((0, 1)), n * TICK)
         assert decision.subgoal is None and decision.plan is None and not decision.reached
     decision = policy.act(stacked((0, 1)), 2 * TICK)
-    assert decision.subgoal == (2, 0) and decision.plan.provenance['warm']
+    assert decision.subgoal == (2, 0) and not decision.plan.provenance['warm']
+    assert policy.act(stacked((0, 1)), 3 * TICK).plan.provenance['warm']
     end = dict(zip(FEATURES, policy.planner.asked[-1][0].values[-1]))
     assert end['blue.z'] == pytest.approx(2.5 * SLAB_HEIGHT)
 

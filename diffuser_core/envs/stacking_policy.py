@@ -152,7 +152,9 @@ class StackingPolicy:
             if self._subgoal is None:
                 return self._hold(state, reached=False)
         self._resting = None
-        plan = self._horizon.update(state, self._conditions(state, self._subgoal), now)
+        plan = self._horizon.plan
+        if plan is None or plan.t0 != now:  # otherwise it is the proposal that has just been made
+            plan = self._horizon.update(state, self._conditions(state, self._subgoal), now)
         ahead = plan.at(now + self.tick_dt * np.arange(1, self._tail + 1))
         rows = np.ceil(self.tick_dt / plan.step_dt * np.arange(1, self._tail + 1) - 1e-6).astype(int).clip(max=plan.horizon - 1)
         gripper = (plan.values[rows][:, self._attached] > 0.5).any(axis=1)  # not between rows: half closed means nothing
