@@ -181,7 +181,7 @@ class PlannerNode(Node):
             return PlannerStats.GOAL_REACHED, 'holding: the goal is reached', decision
         self._set_goal_status(GoalStatus.ACTIVE, f'working towards {self._goal_id}')
         if decision.subgoal is None:
-            return PlannerStats.PLAN_FAILED, 'holding: none of the drawn plans builds on', decision
+            return PlannerStats.PLAN_FAILED, 'holding: the plan that was drawn builds nothing higher', decision
         return PlannerStats.OK, f'building {format_relation(decision.subgoal)}', decision
 
     def _policy_time(self, state: State) -> float:
