@@ -150,7 +150,7 @@ def test_the_planner_outlives_the_bridge_and_the_arm_stops_when_the_planner_dies
     watcher = session.add(Watcher(session.context))
     bridge = processes.node('kuka_bridge')
     planner = processes.node('planner_node', checkpoint=checkpoint)
-    session.until(lambda: watcher.states and watcher.stats.tick, 'states and ticks',
+    session.until(lambda: watcher.states and watcher.stats.tick and watcher.stats.reason == PlannerStats.NO_GOAL, 'states',
                   lambda: processes.check(bridge, planner))
     answer = session.call(watcher.set_goal, SetGoal.Request(task='relations', relations=['red on green']))
     assert answer.success, answer.message
