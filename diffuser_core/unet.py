@@ -4,7 +4,7 @@ Architecture of Janner et al. (2022), appendix C: residual blocks of two (convol
 the embedded denoising level added between them, halving the time axis on the way down and doubling it on the way up.
 
 With `context` the blocks are also told, at every step, what is known of the first and the last one: the paper leaves it to
-the convolutions to carry the inpainted start and goal along the whole horizon, which they learn slowly and imprecisely. Where
+the convolutions to carry the inpainted start and goal along the whole horizon, which was learnt more slowly here. Where
 several objects are alike, the context also says from where to where the one goes that the goal moves farthest.
 """
 

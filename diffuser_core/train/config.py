@@ -20,7 +20,7 @@ class DataConfig:
     goal_share    share of the windows that are shown their goal
     exchangeable  name prefixes of objects that may swap ('red', 'green'); empty for none
     mirror        patterns of the channels that change sign in a mirror image; empty for none
-    jitter        pattern of channels -> largest deviation of the noise on a window's first row [the channel's unit]
+    jitter        pattern of channels -> largest standard deviation of the noise on a window's first row [the channel's unit]
     horizon       steps a window
     stride        control ticks a step
     normalizer    'limits', 'gaussian' or 'identity'
