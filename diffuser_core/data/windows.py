@@ -56,8 +56,8 @@ class Windows:
     segments  (S, 2) first and last row of each
     goal      columns shown as a goal on the last step in `goal_share` of the windows. The others are drawn without a goal,
               from the first three quarters of their segment: after that the data would teach to rest.
-    jitter    (channels,) largest standard deviation of the noise added to the first row, physical units. Plans are learnt that return
-              from there to the demonstrated way; without it a small error of the arm is taken for what it wants.
+    jitter    (channels,) largest standard deviation of the noise added to the first row, physical units. Plans are learnt that
+              return from there to the demonstrated way; without it a small error of the arm is taken for what it wants.
     """
 
     START_SHARE = 0.1
