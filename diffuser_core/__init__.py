@@ -5,10 +5,12 @@ from typing import Any
 
 __version__ = '0.1.0'
 
-__all__ = ['Channels', 'Checkpoint', 'CheckpointError', 'Conditions', 'Plan', 'Planner', 'Sampling', '__version__']
+__all__ = ['Channels', 'Checkpoint', 'CheckpointError', 'Conditions', 'Guide', 'Plan', 'Planner', 'RecedingHorizon', 'Sampling',
+           '__version__']
 
 _HOME = {'Channels': 'trajectory', 'Plan': 'trajectory', 'Checkpoint': 'checkpoint', 'CheckpointError': 'checkpoint',
-         'Conditions': 'conditions', 'Planner': 'planner', 'Sampling': 'planner'}
+         'Conditions': 'conditions', 'Guide': 'guides', 'Planner': 'planner', 'RecedingHorizon': 'receding_horizon',
+         'Sampling': 'planner'}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,42 +3,64 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from diffuser_core.backends import execute
+from diffuser_core.budget import Budget
 from diffuser_core.checkpoint import Checkpoint
 from diffuser_core.conditions import Conditions
-from diffuser_core.sampler import Denoiser, Network, denoise, noised_start
+from diffuser_core.guides import Guide, normal_gradient
+from diffuser_core.sampler import RULES, SOLVERS, Denoised, Denoiser, Guidance, SoftKnown, denoise, noised_start
 from diffuser_core.schedule import NoiseSchedule, strided_levels
 from diffuser_core.trajectory import Channels, Plan
-from diffuser_core.unet import TemporalUNet
 
 __all__ = ['DEFAULT_SAMPLING', 'Planner', 'Sampling']
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a plan is drawn.
+    """How a plan is drawn. sampler.py has the mathematics of each option.
 
-    steps  network calls a plan made from pure noise
+    steps       network calls a plan made from pure noise
     warm_steps  network calls a plan made from an earlier one
     warm_level  share of the denoising levels that the earlier plan is noised up to, in (0, 1]
-    eta    noise added on the way: 0 none (DDIM), 1 as DDPM
+    eta         noise added on the way: 0 none (DDIM), 1 as DDPM
+    solver      'ddim' or 'dpm++'
+    rule        how a guide bends the plan: 'clean', 'posterior', 'score', 'algorithm1' or 'released'
+    guide_steps gradient steps a level, for the last two rules
+    stop_level  no guidance below this level
+    resample    times that a level is repeated to reconcile known and sampled entries
+    through     whether wanted values act through the network's derivative (slower) or directly
     """
 
     steps: int = 6
     warm_steps: int = 3
     warm_level: float = 0.5
     eta: float = 0.0
+    solver: str = 'ddim'
+    rule: str = 'clean'
+    guide_steps: int = 1
+    stop_level: int = 0
+    resample: int = 0
+    through: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.warm_steps < 1:
             raise ValueError(f'a plan needs at least one denoising step, got {self.steps} cold and {self.warm_steps} warm')
         if not 0.0 < self.warm_level <= 1.0 or not 0.0 <= self.eta <= 1.0:
             raise ValueError(f'warm_level lies in (0, 1] and eta in [0, 1], got {self.warm_level} and {self.eta}')
+        if self.solver not in SOLVERS or self.rule not in RULES:
+            raise ValueError(f'solver is one of {", ".join(SOLVERS)} and rule one of {", ".join(RULES)}, got {self.solver!r} and '
+                             f'{self.rule!r}')
+        if self.solver == 'dpm++' and (self.eta or self.rule == 'algorithm1'):
+            raise ValueError("the solver 'dpm++' is deterministic: it takes neither eta nor the rule 'algorithm1'")
+        if self.guide_steps < 1 or self.stop_level < 0 or self.resample < 0:
+            raise ValueError(f'guide_steps is at least 1, stop_level and resample at least 0, got {self.guide_steps}, '
+                             f'{self.stop_level} and {self.resample}')
 
 
 DEFAULT_SAMPLING = Sampling()
@@ -48,24 +70,36 @@ class Planner:
     """Plans with one trained model.
 
     Every draw comes from a generator seeded with `seed`: the same seed and the same calls give the same plans on the same
-    device and thread count. Not thread-safe.
+    device, backend and thread count. Not thread-safe.
+
+    backend  how the network is executed: see diffuser_core.backends
+    clip     whether observations and conditions beyond the range of the training data are pulled to its edge (normaliser
+             'limits' only); otherwise they are used as they are, with one warning
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str = 'cpu', seed: int = 0) -> None:
+    OUTSIDE = 1.05
+    """Normal values beyond this are outside the training data."""
+
+    def __init__(self, checkpoint: Checkpoint, *, device: str = 'cpu', seed: int = 0, backend: str = 'traced',
+                 clip: bool = False) -> None:
         self.checkpoint = checkpoint
         self.device = torch.device(device)
         self._normalizer = checkpoint.normalizer.to(self.device)
         diffusion = checkpoint.diffusion
         network = checkpoint.network().to(self.device)
-        self._denoiser = Denoiser(_traced(network, checkpoint), NoiseSchedule.cosine(diffusion.levels), diffusion.prediction,
-                                  diffusion.clip, network.encode)
+        executed = execute(network, backend, checkpoint.horizon, len(checkpoint.channels), self.device)
+        self._denoiser = Denoiser(executed, NoiseSchedule.cosine(diffusion.levels), diffusion.prediction, diffusion.clip,
+                                  network.encode)
+        self._clip = clip
+        self._warned = False
         self._generator = torch.Generator(self.device)
         self.reseed(seed)
 
     @classmethod
-    def from_checkpoint(cls, folder: Path | str, *, device: str = 'cpu', seed: int = 0) -> Planner:
+    def from_checkpoint(cls, folder: Path | str, *, device: str = 'cpu', seed: int = 0, backend: str = 'traced',
+                        clip: bool = False) -> Planner:
         """Load a checkpoint folder; CheckpointError if it is missing, damaged or does not fit itself."""
-        return cls(Checkpoint.load(Path(folder)), device=device, seed=seed)
+        return cls(Checkpoint.load(Path(folder)), device=device, seed=seed, backend=backend, clip=clip)
 
     @property
     def channels(self) -> Channels:
@@ -83,24 +117,60 @@ class Planner:
         self._generator.manual_seed(seed)
 
     def conditions(self, horizon: int | None = None) -> Conditions:
-        """Empty conditions for this model's channels, to add known values to."""
-        return Conditions.none(horizon or self.checkpoint.horizon, self.channels)
+        """Empty conditions for this model's channels, to add known values to; `horizon` steps, default: training's."""
+        return Conditions.none(self.checkpoint.horizon if horizon is None else horizon, self.channels)
 
-    def plan(self, observation: np.ndarray, conditions: Conditions | None = None, *, warm_start: Plan | None = None,
-             sampling: Sampling = DEFAULT_SAMPLING, t0: float = 0.0) -> Plan:
+    def warm_up(self, horizon: int | None = None, count: int = 1, sampling: Sampling = DEFAULT_SAMPLING) -> None:
+        """Plan twice and throw the plans away, so that no later call with these shapes pays for compilation.
+
+        The sequence of random draws is left as it was.
+        """
+        state = self._generator.get_state()
+        middle = self._normalizer.offset[self.channels.actions:].double().cpu().numpy()
+        for _ in range(2):
+            plan = self.candidates(middle, self.conditions(horizon), count=count, sampling=sampling)[0]
+            self.candidates(middle, self.conditions(horizon), count=count, sampling=sampling, warm_start=plan)
+        self._generator.set_state(state)
+
+    def plan(self, observation: np.ndarray, conditions: Conditions | None = None, *, guide: Guide | None = None,
+             warm_start: Plan | None = None, sampling: Sampling = DEFAULT_SAMPLING, t0: float = 0.0,
+             budget: float | None = None, count: int = 1, select: Guide | None = None) -> Plan:
         """One plan from `observation` (observations,) in physical units, the state at time `t0` [s].
 
-        `conditions` holds further known entries and fixes the horizon; without it the horizon is training's. `warm_start`
-        is an earlier plan, shifted to `t0` and noised. ValueError, one sentence, for wrong shapes and non-finite numbers.
+        conditions  further known and wanted entries; they fix the horizon, any from 2 up, default training's
+        guide       objective that bends the plan
+        warm_start  earlier plan, read from `t0` on (its end is held) and noised
+        budget      time [s] after which no further denoising step is begun; at least one is made
+        count       candidates drawn at once; the best by `select`, or else by `guide`, is returned
+
+        ValueError, one sentence, for wrong shapes and non-finite numbers; GuideError for a guide that returns nonsense.
         """
-        return self.candidates(observation, conditions, count=1, warm_start=warm_start, sampling=sampling, t0=t0)[0]
+        judge = select if select is not None else guide
+        if count > 1 and judge is None:
+            raise ValueError(f'choosing among {count} candidates needs a guide to select by')
+        plans = self.candidates(observation, conditions, count=count, guide=guide, warm_start=warm_start, sampling=sampling,
+                                t0=t0, budget=budget)
+        if judge is None:
+            return plans[0]
+        values = judge.score(torch.from_numpy(np.stack([plan.values for plan in plans])).float().to(self.device))
+        best = int(values.argmax())
+        chosen = plans[best]
+        return replace(chosen, provenance={**chosen.provenance, 'value': float(values[best])})
 
     def candidates(self, observation: np.ndarray, conditions: Conditions | None = None, *, count: int,
-                   warm_start: Plan | None = None, sampling: Sampling = DEFAULT_SAMPLING, t0: float = 0.0) -> list[Plan]:
+                   guide: Guide | None = None, warm_start: Plan | None = None, sampling: Sampling = DEFAULT_SAMPLING,
+                   t0: float = 0.0, budget: float | None = None) -> list[Plan]:
         """`count` independent plans in one batch; arguments as for `plan`."""
+        time_left = None if budget is None else Budget(budget)
+        if count < 1:
+            raise ValueError(f'at least one candidate is needed, got {count}')
         conditions = self.conditions() if conditions is None else conditions
-        mask, values = self._known(observation, conditions)
-        known = self._normalizer.normalize(values)
+        horizon = conditions.horizon
+        conditions = self._known(observation, conditions)
+        mask, values, weights = (torch.from_numpy(a).to(self.device)
+                                 for a in (conditions.mask, conditions.values.astype(np.float32),
+                                           conditions.weights.astype(np.float32)))
+        normal = self._in_range(self._normalizer.normalize(values), mask | (weights > 0.0))
         shape = (count, *mask.shape)
         noise = torch.randn(shape, generator=self._generator, device=self.device)
         levels = self._denoiser.schedule.levels
@@ -108,21 +178,49 @@ class Planner:
             visited = strided_levels(levels, sampling.steps)
             start = noise
         else:
-            if warm_start.channels != self.channels or warm_start.horizon != len(mask):
-                raise ValueError(f'a warm start needs a plan of this model with horizon {len(mask)}, got one of '
-                                 f'{len(warm_start.channels)} channels and horizon {warm_start.horizon}')
+            if warm_start.channels != self.channels:
+                raise ValueError(f'a warm start needs a plan with the channels of this model, {", ".join(self.channels.names)}; '
+                                 f'got one with {", ".join(warm_start.channels.names)}')
             visited = strided_levels(max(1, round(sampling.warm_level * levels)), sampling.warm_steps)
-            shifted = torch.from_numpy(warm_start.shifted(t0)).float().to(self.device)
+            shifted = torch.from_numpy(warm_start.shifted(t0, len(mask))).float().to(self.device)
             start = noised_start(self._normalizer.normalize(shifted).expand(shape), visited[0], self._denoiser.schedule, noise)
-        with torch.inference_mode():
-            clean = denoise(self._denoiser, start, visited, known, mask, self._generator, sampling.eta)
-            physical = torch.where(mask, values, self._normalizer.denormalize(clean)).double().cpu().numpy()
-        provenance = {'levels': visited, 'seed': self._seed, 'warm': warm_start is not None}
-        if not np.isfinite(physical).all():
+        guidance = None if guide is None else Guidance(normal_gradient(guide, self._normalizer), sampling.rule,
+                                                       sampling.guide_steps, sampling.stop_level)
+        soft = SoftKnown(normal, weights, sampling.through) if bool((weights > 0.0).any()) else None
+        with torch.no_grad():
+            drawn = denoise(self._denoiser, start, visited, normal, mask, self._generator, sampling.eta, solver=sampling.solver,
+                            guidance=guidance, soft=soft, resample=sampling.resample, budget=time_left)
+            physical = self._normalizer.denormalize(drawn.clean)
+            if not self._clip:  # exactly what was given, not what became of it in normal units and back
+                physical = torch.where(mask, values, physical)
+        rows = physical[:, :horizon].double().cpu().numpy()
+        if not np.isfinite(rows).all():
             raise FloatingPointError('the network returned a plan with non-finite values')
-        return [Plan(row, self.channels, t0, self.step_dt, provenance) for row in physical]
+        return [Plan(row, self.channels, t0, self.step_dt, provenance)
+                for row, provenance in zip(rows, self._provenance(drawn, visited, warm_start is not None, count))]
 
-    def _known(self, observation: np.ndarray, conditions: Conditions) -> tuple[torch.Tensor, torch.Tensor]:
+    def _provenance(self, drawn: Denoised, asked: list[int], warm: bool, count: int) -> list[dict[str, object]]:
+        common = {'levels': drawn.visited, 'seed': self._seed, 'warm': warm, 'cut_short': len(drawn.visited) < len(asked)}
+        if drawn.values is None:
+            return [common] * count
+        return [{**common, 'guided_value': value} for value in drawn.values.tolist()]
+
+    def _in_range(self, normal: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
+        """`normal` values (horizon, channels), pulled to the training data's range or warned about where `used`."""
+        if self._normalizer.kind != 'limits':
+            return normal
+        if self._clip:
+            return normal.clamp(-1.0, 1.0)
+        outside = used & (normal.abs() > self.OUTSIDE)
+        if not self._warned and bool(outside.any()):
+            self._warned = True
+            t, c = (int(n) for n in torch.nonzero(outside)[0])
+            warnings.warn(f'the value of {self.channels.names[c]} on step {t} lies outside the training data '
+                          f'({float(normal[t, c]):+.2f} of a range of +-1); plans from there are guesses', stacklevel=4)
+        return normal
+
+    def _known(self, observation: np.ndarray, conditions: Conditions) -> Conditions:
+        """The conditions with the observation on step 0, padded to a horizon that the network can halve."""
         channels = self.channels
         observation = np.asarray(observation, dtype=np.float64)
         if observation.shape != (len(channels.observations),):
@@ -132,25 +230,11 @@ class Planner:
             raise ValueError(f'the observation of {wrong} is not a finite number')
         if conditions.mask.shape[1] != len(channels):
             raise ValueError(f'conditions need {len(channels)} channels, got {conditions.mask.shape[1]}')
-        multiple = self.checkpoint.model.horizon_multiple
-        horizon = len(conditions.mask)
-        if horizon < 2 or horizon % multiple:
-            raise ValueError(f'the horizon must be a multiple of {multiple}, got {horizon}; the nearest are '
-                             f'{max(multiple, horizon // multiple * multiple)} and {(horizon // multiple + 1) * multiple}')
-        mask, values = conditions.mask.copy(), conditions.values.copy()
+        if conditions.horizon < 2:
+            raise ValueError(f'a plan needs a horizon of at least 2 steps, got {conditions.horizon}')
+        mask, values, weights = conditions.mask.copy(), conditions.values.copy(), conditions.weights.copy()
         mask[0, channels.actions:] = True
         values[0, channels.actions:] = observation
-        values[~mask] = 0.0
-        return torch.from_numpy(mask).to(self.device), torch.from_numpy(values).float().to(self.device)
-
-
-def _traced(network: TemporalUNet, checkpoint: Checkpoint) -> Network:
-    """The network as one graph: the same numbers, without Python's overhead for every operation; any batch and horizon."""
-    device = next(network.parameters()).device
-    x = torch.zeros(1, checkpoint.horizon, len(checkpoint.channels), device=device)
-    context = network.encode(x, torch.zeros_like(x, dtype=torch.bool))
-    inputs = (x, torch.zeros(1, dtype=torch.int64, device=device), *(() if context is None else (context,)))
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter('ignore')  # the check of the horizon is not part of the graph; the planner checks it itself
-        graph = torch.jit.trace(network, inputs, check_trace=False)
-    return graph if context is not None else lambda noisy, i, _: graph(noisy, i)
+        values[~mask & (weights == 0.0)] = 0.0
+        weights[mask] = 0.0
+        return Conditions(mask, values, weights).padded(-conditions.horizon % self.checkpoint.model.horizon_multiple)

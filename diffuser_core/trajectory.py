@@ -61,7 +61,7 @@ class Plan:
     channels   what the columns are
     t0         time of row 0 [s], on the clock of whoever asked
     step_dt    seconds between rows
-    provenance how it was made: denoising levels visited, seed, whether it was warm-started
+    provenance how it was made: denoising levels visited, seed, whether it was warm-started, whether the time ran out, its value
     """
 
     values: np.ndarray
@@ -92,6 +92,7 @@ class Plan:
         share = (position - before)[:, None]
         return (1.0 - share) * self.values[before] + share * self.values[before + 1]
 
-    def shifted(self, t0: float) -> np.ndarray:
-        """This plan's values on the time grid that starts at `t0`, (horizon, channels); the end is held."""
-        return self.at(t0 + self.step_dt * np.arange(self.horizon))
+    def shifted(self, t0: float, horizon: int | None = None) -> np.ndarray:
+        """This plan's values on the time grid of `horizon` rows (default: its own) that starts at `t0`, (horizon, channels);
+        the end is held."""
+        return self.at(t0 + self.step_dt * np.arange(self.horizon if horizon is None else horizon))

@@ -45,7 +45,7 @@ class ScriptedPlanner(Planner):
         self.proposals = []
         self.asked = []
 
-    def candidates(self, observation, conditions=None, *, count, warm_start=None, sampling=None, t0=0.0):
+    def candidates(self, observation, conditions=None, *, count, warm_start=None, sampling=None, t0=0.0, **unused):
         self.asked.append((conditions, warm_start))
         plans = []
         for _ in range(count):
