@@ -38,7 +38,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """What the network predicts ('x0' or 'epsilon'), over how many denoising levels, and whether estimates are clipped to
+    """What the network predicts ('x0', 'epsilon' or 'v'), over how many denoising levels, and whether estimates are clipped to
     the data's range (normaliser 'limits' only)."""
 
     levels: int = 64

@@ -44,10 +44,10 @@ class NoiseSchedule:
         """Number of denoising levels."""
         return len(self.alpha_bar)
 
-    def signal_and_noise(self, i: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def signal_and_noise(self, i: torch.Tensor, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
         """Coefficients of the clean trajectory and of the noise at levels `i` (batch,), shaped (batch, 1, 1)."""
         alpha_bar = self.alpha_bar.to(i.device)[i].view(-1, 1, 1)
-        return alpha_bar.sqrt().float(), (1.0 - alpha_bar).sqrt().float()
+        return alpha_bar.sqrt().to(dtype), (1.0 - alpha_bar).sqrt().to(dtype)
 
 
 def strided_levels(top: int, steps: int) -> list[int]:

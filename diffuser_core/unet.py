@@ -27,12 +27,14 @@ GROUPS = 8
 class UNetConfig:
     """Size of the network: `width` channels at full time resolution, times each of `multipliers` going down.
 
-    context  features of the known first and last step that scale and shift every block; 0 is the paper's network
+    context    features of the known first and last step that scale and shift every block; 0 is the paper's network
+    attention  linear attention along time after every pair of blocks, as the released code has for Kuka and HalfCheetah
     """
 
     width: int = 32
     multipliers: tuple[int, ...] = (1, 2, 4)
     context: int = 0
+    attention: bool = False
 
     def __post_init__(self) -> None:
         if self.width < GROUPS or self.width % GROUPS:
@@ -118,15 +120,39 @@ class ResidualBlock(nn.Module):
         return self.second(hidden) + self.skip(x)
 
 
+class LinearAttention(nn.Module):
+    """Attention along time at a cost linear in the horizon (Shen et al. 2021), added to its input: (batch, width, horizon).
+
+    Keys are normalised over time instead of scores over keys, so that one (size x size) summary a head serves all queries.
+    """
+
+    HEADS, SIZE = 4, 32
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        inner = self.HEADS * self.SIZE
+        self.norm = nn.LayerNorm(width)
+        self.parts = nn.Conv1d(width, 3 * inner, 1, bias=False)
+        self.out = nn.Conv1d(inner, width, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = self.parts(self.norm(x.transpose(1, 2)).transpose(1, 2))
+        queries, keys, values = parts.unflatten(1, (3, self.HEADS, self.SIZE)).unbind(1)
+        summary = keys.softmax(dim=-1) @ values.transpose(-1, -2)  # (batch, heads, size of a key, size of a value)
+        attended = summary.transpose(-1, -2) @ (queries * self.SIZE ** -0.5)
+        return x + self.out(attended.flatten(1, 2))
+
+
 class BlockPair(nn.ModuleList):
-    """Two residual blocks, one after the other."""
+    """Two residual blocks, one after the other, and attention if asked for."""
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, context: int) -> None:
-        super().__init__([ResidualBlock(a, outputs, embedding, context) for a in (inputs, outputs)])
+    def __init__(self, inputs: int, outputs: int, embedding: int, context: int = 0, attention: bool = False) -> None:
+        blocks: list[nn.Module] = [ResidualBlock(a, outputs, embedding, context) for a in (inputs, outputs)]
+        super().__init__([*blocks, LinearAttention(outputs)] if attention else blocks)
 
-    def forward(self, x: torch.Tensor, embedded: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
-        for block in self:
-            x = block(x, embedded, context)
+    def forward(self, x: torch.Tensor, embedded: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
+        for layer in self:
+            x = layer(x) if isinstance(layer, LinearAttention) else layer(x, embedded, context)
         return x
 
 
@@ -148,7 +174,7 @@ class TemporalUNet(nn.Module):
         context = self.context.size if self.context is not None else 0
 
         def pair(inputs: int, outputs: int) -> BlockPair:
-            return BlockPair(inputs, outputs, config.width, context)
+            return BlockPair(inputs, outputs, config.width, context, config.attention)
 
         self.down = nn.ModuleList(pair(a, b) for a, b in zip([channels, *widths[:-1]], widths))
         self.shrink = nn.ModuleList(nn.Conv1d(w, w, 3, stride=2, padding=1) for w in widths[:-1])

@@ -58,7 +58,7 @@ def test_damaged_weights_are_noticed(folder):
     (lambda d: d['normalizer'].update(scale=[1.0], offset=[1.0]), '1 entries for 2 channels'),
     (lambda d: d['model'].update(depth=3), "unknown key 'depth'; allowed here: width, multipliers"),
     (lambda d: d['model'].update(width=16), 'does not fit the network'),
-    (lambda d: d['diffusion'].update(prediction='score'), "must be one of x0, epsilon, got 'score'"),
+    (lambda d: d['diffusion'].update(prediction='score'), "must be one of x0, epsilon, v, got 'score'"),
     (lambda d: d.update(goal=['z']), 'unknown channel z'),
     (lambda d: d.update(objects=[['x'], ['x', 'push']]), 'same number of channels'),
     (lambda d: d.update(channels='x'), 'channels must be a list'),

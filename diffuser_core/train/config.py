@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from diffuser_core.checkpoint import DiffusionConfig
+from diffuser_core.diffusion import LOSSES
 from diffuser_core.unet import UNetConfig
 
-__all__ = ['DataConfig', 'OptimizerConfig', 'TrainConfig']
+__all__ = ['DataConfig', 'LossConfig', 'OptimizerConfig', 'TrainConfig']
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,39 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class LossConfig:
+    """How errors of the prediction count.
+
+    kind          'l2' squared, 'l1' absolute
+    weights       pattern of channels -> factor of their errors
+    discount      factor from one planning step to the next, in (0, 1]
+    first_action  factor of the actions on the first step, in place of the others (the released locomotion code: 10)
+    """
+
+    kind: str = 'l2'
+    weights: dict[str, float] = field(default_factory=dict)
+    discount: float = 1.0
+    first_action: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in LOSSES:
+            raise ValueError(f'loss.kind must be one of {", ".join(LOSSES)}, got {self.kind!r}')
+        if not 0.0 < self.discount <= 1.0:
+            raise ValueError(f'loss.discount must lie in (0, 1], got {self.discount}')
+        if any(not w >= 0.0 for w in (*self.weights.values(), self.first_action or 0.0)):
+            raise ValueError(f'loss.weights and loss.first_action must not be negative, got {self.weights}, {self.first_action}')
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """Adam with a linear warm-up and a cosine decay to zero over the run (the paper keeps its rate constant: 'constant').
 
-    precision 'bf16' runs the network in bfloat16 autocast with float32 weights, 'float32' does not.
+    accumulate batches whose gradients are averaged for one step
+    ema        decay of the averaged weights, which are what is saved
+    ema_every  steps between two updates of that average
+    ema_start  step before which the average just copies the weights; None: averages from the first step, with a decay
+               that grows to `ema`
+    precision  'bf16' runs the network in bfloat16 autocast with float32 weights, 'float32' does not
     """
 
     steps: int = 60_000
@@ -63,6 +93,9 @@ class OptimizerConfig:
     decay: str = 'cosine'
     warmup: int = 500
     ema: float = 0.995
+    accumulate: int = 1
+    ema_every: int = 1
+    ema_start: int | None = None
     precision: str = 'bf16'
 
     def __post_init__(self) -> None:
@@ -70,6 +103,9 @@ class OptimizerConfig:
             raise ValueError(f'optimizer.steps and batch must be positive, got {self.steps} and {self.batch}')
         if not self.learning_rate > 0.0 or not 0.0 <= self.ema < 1.0:
             raise ValueError(f'optimizer.learning_rate must be positive and ema in [0, 1), got {self.learning_rate}, {self.ema}')
+        if self.accumulate < 1 or self.ema_every < 1 or (self.ema_start or 0) < 0:
+            raise ValueError(f'optimizer.accumulate and ema_every must be positive and ema_start not negative, got '
+                             f'{self.accumulate}, {self.ema_every} and {self.ema_start}')
         if self.decay not in ('cosine', 'constant') or self.precision not in ('bf16', 'float32'):
             raise ValueError(f"optimizer.decay is 'cosine' or 'constant' and precision 'bf16' or 'float32', got "
                              f'{self.decay!r} and {self.precision!r}')
@@ -77,7 +113,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run: data, network, diffusion and optimiser.
+    """A training run: data, network, diffusion, optimiser and loss.
 
     name        of the run; results go to runs/train/<name> unless --out says otherwise
     start_from  folder of a checkpoint with the same network and channels to go on from; random weights if not given
@@ -89,6 +125,7 @@ class TrainConfig:
     model: UNetConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     start_from: str | None = None
     seed: int = 0
     save_every: int = 2000

@@ -22,10 +22,10 @@ from diffuser_core.checkpoint import Checkpoint
 from diffuser_core.config import to_mapping
 from diffuser_core.data.demonstrations import SegmentData
 from diffuser_core.data.windows import Symmetries, Windows, match_channels
-from diffuser_core.diffusion import training_loss
+from diffuser_core.diffusion import LossWeights, training_loss
 from diffuser_core.normalize import Normalizer
 from diffuser_core.schedule import NoiseSchedule
-from diffuser_core.train.config import TrainConfig
+from diffuser_core.train.config import LossConfig, TrainConfig
 from diffuser_core.trajectory import Channels
 from diffuser_core.unet import TemporalUNet
 
@@ -77,6 +77,7 @@ class Trainer:
         self._optimizer = torch.optim.Adam(self.network.parameters(), lr=config.optimizer.learning_rate)
         self._generator = torch.Generator(self.device).manual_seed(config.seed)
         self._schedule = NoiseSchedule.cosine(config.diffusion.levels)
+        self._loss_weights = self._weigh()
         self.step = 0
         self._seconds = 0.0
 
@@ -88,6 +89,17 @@ class Trainer:
         self.network.load_state_dict(parent.network().state_dict())
         self.normalizer = parent.normalizer.to(self.device)
         return dict(parent.provenance)
+
+    def _weigh(self) -> torch.Tensor | None:
+        """Weights (horizon, channels) of the errors; None if all count alike."""
+        loss = self.config.loss
+        if loss == LossConfig(kind=loss.kind):
+            return None
+        factors = torch.ones(len(self.channels))
+        for pattern, factor in loss.weights.items():
+            factors[self.channels.indices(match_channels(self.channels.names, [pattern])).tolist()] = factor
+        weights = LossWeights(factors, loss.discount, loss.first_action)
+        return weights.over(torch.Size((1, self.config.data.horizon, len(self.channels))), self.channels.actions, self.device)
 
     def _windows(self, rows: torch.Tensor, segments: torch.Tensor) -> Windows:
         data = self.config.data
@@ -136,24 +148,34 @@ class Trainer:
             rate *= 0.5 * (1.0 + math.cos(math.pi * self.step / options.steps))
         for group in self._optimizer.param_groups:
             group['lr'] = options.learning_rate * rate
-        windows, mask = self._train.sample(options.batch, self._generator)
-        loss = self._loss(windows, mask, self._generator)
-        if not bool(torch.isfinite(loss)):
-            raise FloatingPointError(f'the loss is not finite at step {self.step}; the checkpoint before it is in {self.out}')
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        total = 0.0
+        for _ in range(options.accumulate):
+            windows, mask = self._train.sample(options.batch, self._generator)
+            loss = self._loss(windows, mask, self._generator) / options.accumulate
+            if not bool(torch.isfinite(loss)):
+                raise FloatingPointError(f'the loss is not finite at step {self.step}; the checkpoint before it is in {self.out}')
+            loss.backward()
+            total += loss.item()
         self._optimizer.step()
         self.step += 1
-        keep = min(options.ema, (self.step + 1) / (self.step + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self._average.values()), list(self.network.state_dict().values()), 1.0 - keep)
-        return loss.item()
+        if self.step % options.ema_every == 0:
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self._average.values()), list(self.network.state_dict().values()), 1.0 - self._keep())
+        return total
+
+    def _keep(self) -> float:
+        """Share of the averaged weights that this step leaves."""
+        options = self.config.optimizer
+        if options.ema_start is not None:
+            return options.ema if self.step >= options.ema_start else 0.0
+        return min(options.ema, (self.step + 1) / (self.step + 10))
 
     def _loss(self, windows: torch.Tensor, mask: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         bf16 = self.config.optimizer.precision == 'bf16'
         with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
             return training_loss(self.network, self.normalizer.normalize(windows), mask, self._schedule,
-                                 self.config.diffusion.prediction, generator)
+                                 self.config.diffusion.prediction, generator, self.config.loss.kind, self._loss_weights)
 
     @torch.no_grad()
     def validate(self) -> float:
