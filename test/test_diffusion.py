@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffuser_core.diffusion import clean_estimate, noised, training_loss
+from diffuser_core.diffusion import LossWeights, clean_estimate, noised, target, training_loss
 from diffuser_core.normalize import Normalizer
 from diffuser_core.sampler import Denoiser, denoise, noised_start
 from diffuser_core.schedule import NoiseSchedule, cosine_betas, strided_levels
@@ -85,15 +85,15 @@ def test_the_context_says_from_where_to_where_the_farthest_moved_object_goes():
     assert network.encode(known, mask)[:, -4:].tolist() == [[3, 4, 3, 9], [0, 0, 0, 0]]
 
 
-@pytest.mark.parametrize('prediction', ['x0', 'epsilon'])
+@pytest.mark.parametrize('prediction', ['x0', 'epsilon', 'v'])
 def test_clean_estimate_inverts_the_forward_process(prediction):
     schedule = NoiseSchedule.cosine(50)
     generator = torch.Generator().manual_seed(0)
-    clean, noise = (torch.randn(4, 6, 2, generator=generator) for _ in range(2))
-    i = torch.tensor([0, 10, 30, 45])
+    clean, noise = (torch.randn(4, 6, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    i = torch.tensor([0, 10, 30, 48])
     noisy = noised(clean, i, noise, schedule)
-    output = clean if prediction == 'x0' else noise
-    torch.testing.assert_close(clean_estimate(prediction, output, noisy, i, schedule), clean, rtol=1e-3, atol=1e-3)
+    output = target(prediction, clean, noise, i, schedule)
+    torch.testing.assert_close(clean_estimate(prediction, output, noisy, i, schedule), clean, rtol=1e-10, atol=1e-10)
 
 
 def gaussian_denoiser(mean, covariance, schedule):
@@ -122,7 +122,7 @@ def test_samples_of_a_gaussian_prior_have_its_mean_and_covariance(eta, steps, to
     start = torch.randn(count, 3, 2, dtype=torch.float64, generator=generator)
     nothing = torch.zeros(3, 2, dtype=torch.bool)
     known = torch.zeros(3, 2, dtype=torch.float64)
-    samples = denoise(denoiser, start, strided_levels(200, steps), known, nothing, generator, eta)
+    samples = denoise(denoiser, start, strided_levels(200, steps), known, nothing, generator, eta).clean
     flat = samples.numpy().reshape(count, size)
     # the last step returns the mean of x0 given the least noisy level, so only that level's noise is missing
     assert np.abs(flat.mean(axis=0) - mean).max() < 3 * math.sqrt(covariance.max() / count) + 0.005
@@ -138,7 +138,7 @@ def test_a_warm_start_returns_to_the_plan_it_came_from():
     generator = torch.Generator().manual_seed(0)
     for i in (0, 20, 63):
         start = noised_start(plan, i, schedule, torch.randn(1, 4, 2, dtype=torch.float64, generator=generator))
-        result = denoise(denoiser, start, [i], torch.zeros(4, 2), torch.zeros(4, 2, dtype=torch.bool), generator)
+        result = denoise(denoiser, start, [i], torch.zeros(4, 2), torch.zeros(4, 2, dtype=torch.bool), generator).clean
         torch.testing.assert_close(result.double(), plan, atol=1e-3, rtol=0)
 
 
@@ -156,7 +156,7 @@ def test_inpainted_entries_reach_every_network_call_and_the_result():
     known[0], known[-1, 1] = 0.3, -0.7
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(5, 4, 2, generator=generator)
-    result = denoise(Denoiser(network, schedule), start, strided_levels(16, 4), known, mask, generator, eta=1.0)
+    result = denoise(Denoiser(network, schedule), start, strided_levels(16, 4), known, mask, generator, eta=1.0).clean
     for x in (*seen, result):
         assert torch.equal(x[:, 0], known[0].expand(5, 2)) and torch.equal(x[:, -1, 1], known[-1, 1].expand(5))
     assert len(seen) == 4
@@ -181,6 +181,30 @@ def test_training_loss_ignores_inpainted_entries_and_shows_them_without_noise():
     loss = training_loss(Network(), clean, mask, schedule, 'x0', torch.Generator().manual_seed(0))
     assert loss.item() == 0.0
     assert torch.equal(inputs[0][:, 0], clean[:, 0]) and not torch.equal(inputs[0][:, 1], clean[:, 1])
+
+
+def test_weighted_losses_are_the_formula():
+    schedule = NoiseSchedule.cosine(16)
+    rng = np.random.default_rng(0)
+    clean, wrong = (torch.from_numpy(rng.normal(size=(3, 4, 2))) for _ in range(2))
+    mask = torch.zeros(3, 4, 2, dtype=torch.bool)
+    mask[:, -1, 1] = True
+
+    class Network:
+        encode = staticmethod(lambda known, mask: None)
+
+        def __call__(self, noisy, i, context):
+            return wrong
+
+    weights = LossWeights(torch.tensor([2.0, 0.5]), discount=0.9, first_action=10.0).over(clean.shape, 1, torch.device('cpu'))
+    steps = 0.9 ** np.arange(4) / np.mean(0.9 ** np.arange(4))
+    expected = np.array([[10.0, 0.5 * steps[0]], *((2 * s, 0.5 * s) for s in steps[1:])])
+    assert weights.numpy() == pytest.approx(expected, rel=1e-6)
+    error = np.abs((wrong - clean).numpy())
+    error[:, -1, 1] = 0.0
+    for kind, power in (('l1', 1), ('l2', 2)):
+        loss = training_loss(Network(), clean, mask, schedule, 'x0', torch.Generator().manual_seed(0), kind, weights.double())
+        assert loss.item() == pytest.approx((expected * error ** power).mean(), rel=1e-6)
 
 
 @given(st.lists(st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=3), min_size=1, max_size=8),
