@@ -95,7 +95,7 @@ class Gaussian:
 
 
 def affine_map(denoiser, levels, prior, *, guidance=None, solver='ddim', known=None, mask=None, soft=None):
-    """The deterministic sampler as the affine map it is for a Gaussian: (matrix, offset) from the flat start to the flat result."""
+    """The deterministic sampler as the affine map it is for a Gaussian: (matrix, offset) from flat start to flat result."""
     n = len(prior.mean)
     start = torch.from_numpy(np.vstack([np.zeros(n), np.eye(n)]).reshape(n + 1, *prior.shape))
     known = torch.zeros(prior.shape, dtype=torch.float64) if known is None else known

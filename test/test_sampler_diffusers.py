@@ -76,6 +76,12 @@ def test_dpm_solver(prediction, steps):
     alpha_bar = SCHEDULE.alpha_bar[levels]
     scheduler.sigmas = torch.cat([((1 - alpha_bar) / alpha_bar).sqrt(), torch.zeros(1, dtype=torch.float64)])
     scheduler.timesteps = torch.tensor(levels)
-    result = theirs(scheduler, prediction, levels)
-    # they round to single precision on the way
-    assert (result - ours(prediction, levels, 0.0, 'dpm++')).abs().max() < 2e-6
+    network, x, outputs = PRIOR.network(SCHEDULE, prediction), start(), []
+    for n, i in enumerate(levels):  # what their step() does, which rounds to single precision
+        scheduler._step_index = n
+        outputs = [*outputs[-1:], scheduler.convert_model_output(network(x, torch.tensor([i]), None), sample=x)]
+        if n in (0, steps - 1):
+            x = scheduler.dpm_solver_first_order_update(outputs[-1], sample=x)
+        else:
+            x = scheduler.multistep_dpm_solver_second_order_update(outputs, sample=x)
+    assert (x - ours(prediction, levels, 0.0, 'dpm++')).abs().max() < 1e-9

@@ -53,7 +53,8 @@ def test_the_second_order_solver_is_of_second_order_and_the_other_of_first():
 @pytest.mark.parametrize('eta', [0.5, 1.0])
 def test_stochastic_sampling_gives_the_prior(eta):
     count, schedule = 20_000, NoiseSchedule.cosine(300)
-    drawn = denoise(Denoiser(PRIOR.network(schedule), schedule, clip=False), normal(count), strided_levels(300, 300), NOTHING, FREE,
+    denoiser = Denoiser(PRIOR.network(schedule), schedule, clip=False)
+    drawn = denoise(denoiser, normal(count), strided_levels(300, 300), NOTHING, FREE,
                     torch.Generator().manual_seed(1), eta).clean.numpy().reshape(count, 6)
     # three standard errors of a mean, and five of the largest variance
     assert np.abs(drawn.mean(0) - PRIOR.mean).max() < 3 * math.sqrt(PRIOR.covariance.max() / count)
@@ -87,7 +88,8 @@ def replaced(resample, count=2000, steps=100):
     """Error of mean and covariance where only replacement tells the unconditional network what is known."""
     mask, known = inpainting()
     schedule = NoiseSchedule.cosine(1000)
-    drawn = denoise(Denoiser(PRIOR.network(schedule), schedule, clip=False), normal(count), strided_levels(1000, steps), known, mask,
+    denoiser = Denoiser(PRIOR.network(schedule), schedule, clip=False)
+    drawn = denoise(denoiser, normal(count), strided_levels(1000, steps), known, mask,
                     torch.Generator().manual_seed(1), 1.0, resample=resample).clean.numpy().reshape(count, 6)
     truth = PRIOR.given(KNOWN)
     assert np.abs(drawn[:, list(KNOWN)] - list(KNOWN.values())).max() == 0.0
@@ -118,8 +120,8 @@ def test_guidance_of_clean_estimates_is_exact_for_a_linear_objective_and_a_prior
 def test_guidance_of_stochastic_samples_gives_the_tilt():
     count, schedule = 20_000, NoiseSchedule.cosine(300)
     truth = PRIOR.tilted(SLOPE, CURVATURE)
-    drawn = denoise(Denoiser(PRIOR.network(schedule), schedule, clip=False), normal(count), strided_levels(300, 300), NOTHING, FREE,
-                    torch.Generator().manual_seed(1), 1.0,
+    denoiser = Denoiser(PRIOR.network(schedule), schedule, clip=False)
+    drawn = denoise(denoiser, normal(count), strided_levels(300, 300), NOTHING, FREE, torch.Generator().manual_seed(1), 1.0,
                     guidance=Guidance(PRIOR.exact_guide(schedule, SLOPE, CURVATURE), 'score')).clean.numpy().reshape(count, 6)
     assert np.abs(drawn.mean(0) - truth.mean).max() < 3 * math.sqrt(truth.covariance.max() / count) + 2e-3
     assert np.abs(np.cov(drawn.T) - truth.covariance).max() < 5 * truth.covariance.max() * math.sqrt(2 / count) + 5e-3

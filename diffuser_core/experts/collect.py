@@ -40,18 +40,18 @@ if TYPE_CHECKING:
 
     from diffuser_core.envs.kuka_stack import KukaStackEnv
 
-RECIPE = 1
+RECIPE = 2
 """Number of the way demonstrations are drawn; data of different recipes are never mixed."""
 SHARD_SIZE = 25
 RADIUS_RANGE = (0.52, 0.68)
 AZIMUTH_RANGE = (-2.5, 2.5)
 SEPARATION = 2.0 * 0.6 * math.sin(0.55 / 2.0)
 """Least distance of slab centres [m]: that of 0.55 rad on the circle of 0.6 m."""
-TIP_RANGES = ((-2.6, 2.6), (0.45, 0.65), (0.25, 0.5))
+TIP_RANGES = ((-2.6, 2.6), (0.45, 0.68), (0.15, 0.5))
 """Azimuth [rad], radius [m] and height [m] of the tip at the start."""
 SPEED_RANGE = (0.8, 1.2)
-PARTIAL_SHARE = 0.25
-PARTIAL_OFFSET = 0.004
+PARTIAL_SHARE = 0.4
+PARTIAL_OFFSET = 0.015
 _stop: Event | None = None
 
 

@@ -40,6 +40,8 @@ RAMP = 0.17
 CLEARANCE = 0.08
 """Least gap between the carried slab and the top of the highest tower [m]."""
 GRIP_GAP = 0.001
+GRIP_SPREAD = 0.02
+"""Standard deviation of a grip off the middle, outwards and leftwards [m]."""
 PLACE_GAP = 0.003
 RETREAT = 0.12
 OVERLAP_TICKS = 3
@@ -71,11 +73,14 @@ def plan_segment(
     speed: float = 1.0,
     clearance: float = CLEARANCE,
     place_offset: tuple[float, float] = (0.0, 0.0),
+    grip_offset: tuple[float, float] = (0.0, 0.0),
 ) -> NDArray[np.float64]:
     """Actions (ticks, 8) that put block `upper` on block `lower` of `relation`, from the state `observation` (39,).
 
     speed: factor on all peak speeds, raised where the segment would take more than `SEGMENT_LIMIT` ticks;
-    clearance [m]: see `CLEARANCE`; place_offset [m]: (x, y) added to the place where the slab is set down.
+    clearance [m]: see `CLEARANCE`; place_offset [m]: (x, y) added to the place where the slab is set down;
+    grip_offset [m]: where the tip takes hold, outwards and leftwards of the slab's middle as seen from the base. The slab is set
+    down where it should be all the same.
     ValueError if the relation cannot be carried out from this state.
     """
     state = np.asarray(observation, dtype=np.float64)
@@ -84,7 +89,7 @@ def plan_segment(
     blocks = state[7:].reshape(len(BLOCKS), 8)
     _check_feasible(blocks, relation)
     while True:
-        actions = np.array(list(_segment_actions(state, blocks, relation, speed, clearance, place_offset)))
+        actions = np.array(list(_segment_actions(state, blocks, relation, speed, clearance, place_offset, grip_offset)))
         if len(actions) <= SEGMENT_LIMIT:
             return actions
         speed *= 1.03
@@ -112,6 +117,7 @@ def demonstrate(env: KukaStackEnv, order: Sequence[int], speed: float, rng: np.r
             speed=speed,
             clearance=CLEARANCE + rng.uniform(0.0, 0.03),
             place_offset=_draw_offset(rng),
+            grip_offset=_draw_grip(rng),
         )
         for action in planned:
             observation, reward, *_ = env.step(action)
@@ -132,6 +138,12 @@ def demonstrate(env: KukaStackEnv, order: Sequence[int], speed: float, rng: np.r
 def _draw_offset(rng: np.random.Generator) -> tuple[float, float]:
     x, y = np.clip(rng.normal(0.0, 0.003, 2), -0.008, 0.008)
     return float(x), float(y)
+
+
+def _draw_grip(rng: np.random.Generator) -> tuple[float, float]:
+    """Half of the grips are off the middle, for a planner's sometimes are: the data say how to go on."""
+    outwards, leftwards = np.clip(rng.normal(0.0, GRIP_SPREAD, 2), -2.0 * GRIP_SPREAD, 2.0 * GRIP_SPREAD)
+    return (float(outwards), float(leftwards)) if rng.random() < 0.5 else (0.0, 0.0)
 
 
 def _check_feasible(blocks: NDArray[np.float64], relation: Relation) -> None:
@@ -155,13 +167,13 @@ def _segment_actions(
     speed: float,
     clearance: float,
     place_offset: tuple[float, float],
+    grip_offset: tuple[float, float],
 ) -> Iterator[NDArray[np.float64]]:
     upper, lower = relation
     cruise = float(blocks[:, 2].max()) + SLAB_HEIGHT / 2.0 + SLAB_HEIGHT + clearance
-    pick = _cylindrical(blocks[upper, :3], above=SLAB_HEIGHT / 2.0 + GRIP_GAP)
-    place = _cylindrical(
-        blocks[lower, :3] + np.array([*place_offset, 0.0]), above=1.5 * SLAB_HEIGHT + GRIP_GAP + PLACE_GAP
-    )
+    pick = _tip_over(blocks[upper, :3], grip_offset, above=SLAB_HEIGHT / 2.0 + GRIP_GAP)
+    set_down = blocks[lower, :3] + np.array([*place_offset, 0.0])
+    place = _tip_over(set_down, grip_offset, above=1.5 * SLAB_HEIGHT + GRIP_GAP + PLACE_GAP)
 
     joints = state[:7]
     tip = np.array([joints[0], *tip_cylindrical(joints)[1:]])
@@ -203,10 +215,15 @@ def _is_tool_down(joints: NDArray[np.float64], tip: NDArray[np.float64]) -> bool
         return False
 
 
-def _cylindrical(position: NDArray[np.float64], above: float) -> NDArray[np.float64]:
-    """Azimuth, radius and height (3,) of the point `above` metres over a position (3,)."""
+def _tip_over(position: NDArray[np.float64], grip: tuple[float, float], above: float) -> NDArray[np.float64]:
+    """Azimuth, radius and height (3,) of a tip that holds, `grip` off its middle, a slab at `position` (3,), from `above` it.
+
+    The slab turns with the arm, so in the tip's own directions (outwards, leftwards) its middle is always at minus `grip`.
+    """
     x, y, z = position
-    return np.array([math.atan2(y, x), math.hypot(x, y), z + above])
+    outwards, leftwards = grip
+    radius = outwards + math.sqrt(max(math.hypot(x, y) ** 2 - leftwards**2, 0.0))
+    return np.array([math.atan2(y, x) + math.atan2(leftwards, radius - outwards), radius, z + above])
 
 
 def _duration(distance: float, rate: float) -> float:
