@@ -70,7 +70,7 @@ class ValueNetwork(nn.Module):
         for layer, shrink in zip((*self.down, *self.narrow), self.shrink):
             x = shrink(layer(x, embedded, None))
         features = torch.cat([x.mean(-1), x.amax(-1)], dim=-1) if self.config.head == 'pooled' else x.flatten(1)
-        return self.head(torch.cat([features, embedded.expand(len(x), -1)], dim=-1)).squeeze(-1)
+        return self.head(torch.cat([features, embedded.expand(x.shape[0], -1)], dim=-1)).squeeze(-1)
 
 
 def _halved(horizon: int, times: int) -> int:
