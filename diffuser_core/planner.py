@@ -33,6 +33,8 @@ class Sampling:
     rule        how a guide bends the plan: 'clean', 'posterior', 'score', 'algorithm1' or 'released'
     guide_steps gradient steps a level, for the last two rules
     stop_level  no guidance below this level
+    guide_limit farthest that a guide may move an entry of the clean estimate at one level, in shares of half the data's range;
+                None for no limit
     resample    times that a level is repeated to reconcile known and sampled entries
     through     whether wanted values act through the network's derivative (slower) or directly
     """
@@ -45,6 +47,7 @@ class Sampling:
     rule: str = 'clean'
     guide_steps: int = 1
     stop_level: int = 0
+    guide_limit: float | None = 0.3
     resample: int = 0
     through: bool = False
 
@@ -58,6 +61,8 @@ class Sampling:
                              f'{self.rule!r}')
         if self.solver == 'dpm++' and (self.eta or self.rule == 'algorithm1'):
             raise ValueError("the solver 'dpm++' is deterministic: it takes neither eta nor the rule 'algorithm1'")
+        if self.guide_limit is not None and not self.guide_limit > 0.0:
+            raise ValueError(f'guide_limit must be positive, or None for no limit, got {self.guide_limit}')
         if self.guide_steps < 1 or self.stop_level < 0 or self.resample < 0:
             raise ValueError(f'guide_steps is at least 1, stop_level and resample at least 0, got {self.guide_steps}, '
                              f'{self.stop_level} and {self.resample}')
@@ -185,7 +190,7 @@ class Planner:
             shifted = torch.from_numpy(warm_start.shifted(t0, len(mask))).float().to(self.device)
             start = noised_start(self._normalizer.normalize(shifted).expand(shape), visited[0], self._denoiser.schedule, noise)
         guidance = None if guide is None else Guidance(normal_gradient(guide, self._normalizer), sampling.rule,
-                                                       sampling.guide_steps, sampling.stop_level)
+                                                       sampling.guide_steps, sampling.stop_level, sampling.guide_limit)
         soft = SoftKnown(normal, weights, sampling.through) if bool((weights > 0.0).any()) else None
         with torch.no_grad():
             drawn = denoise(self._denoiser, start, visited, normal, mask, self._generator, sampling.eta, solver=sampling.solver,

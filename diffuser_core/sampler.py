@@ -65,18 +65,30 @@ class Guidance:
                 'released'   the released code: the noisy trajectory itself moves by Sigma grad J_i(x) before denoising
     steps       gradient steps a level ('released' and 'algorithm1')
     stop_level  no guidance below this level
+    limit       farthest that a level's guidance may move an entry of the clean estimate, normal units: beyond it, the
+                trajectory's whole shift is scaled down, which keeps steep objectives from running away (the first three
+                rules); None: no limit
     """
 
     gradient: Gradient
     rule: str = 'clean'
     steps: int = 1
     stop_level: int = 0
+    limit: float | None = None
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
             raise ValueError(f'unknown guidance rule {self.rule!r}; there are {", ".join(RULES)}')
-        if self.steps < 1 or self.stop_level < 0:
-            raise ValueError(f'guidance needs at least one step and no negative stop level, got {self.steps}, {self.stop_level}')
+        if self.steps < 1 or self.stop_level < 0 or self.limit is not None and not self.limit > 0.0:
+            raise ValueError(f'guidance needs at least one step, no negative stop level and a positive limit, got {self.steps}, '
+                             f'{self.stop_level} and {self.limit}')
+
+    def limited(self, shift: torch.Tensor) -> torch.Tensor:
+        """`shift` (batch, horizon, channels), scaled down a trajectory to the limit."""
+        if self.limit is None:
+            return shift
+        largest = shift.abs().amax((1, 2), keepdim=True)
+        return shift * (self.limit / largest.clamp_min(self.limit))
 
 
 @dataclass(frozen=True)
@@ -164,21 +176,22 @@ class _Loop:
                 source = x.detach().requires_grad_()
                 estimated = self._inpainted(self.denoiser.estimate(source, i, self.context))
             clean = estimated.detach()
-            pull = torch.zeros_like(clean)
-            if guidance is not None and rule == 'posterior':
-                pull += (1.0 - a) / math.sqrt(a) * self._gradient(guidance, clean, None)
+            pulls: list[torch.Tensor] = []
             if self.soft is not None and through_soft:
-                pull += min(1.0 / math.sqrt(a), self.soft.clip) * self.soft.weights * (self.soft.values - clean)
-            clean = clean + torch.autograd.grad(estimated, source, pull)[0]
+                pulls.append(min(1.0 / math.sqrt(a), self.soft.clip) * self.soft.weights * (self.soft.values - clean))
+            if guidance is not None and rule == 'posterior':
+                pulls.append((1.0 - a) / math.sqrt(a) * self._gradient(guidance, clean, None))
+            (shift,) = torch.autograd.grad(estimated, source, torch.stack(pulls).sum(0))
+            clean = clean + (guidance.limited(shift) if guidance is not None and rule == 'posterior' else shift)
         else:
             clean = self._inpainted(self.denoiser.estimate(x, i, self.context))
         if guidance is not None and rule == 'clean':
-            clean = clean + (1.0 - a) * self._gradient(guidance, clean, None)
+            clean = clean + guidance.limited((1.0 - a) * self._gradient(guidance, clean, None))
         elif guidance is not None and rule == 'score':
-            clean = clean + (1.0 - a) / math.sqrt(a) * self._gradient(guidance, x, i)
+            clean = clean + guidance.limited((1.0 - a) / math.sqrt(a) * self._gradient(guidance, x, i))
         if self.soft is not None and not through_soft:
             clean = torch.lerp(clean, self.soft.values.expand_as(clean), self.soft.weights.expand_as(clean))
-        return self._inpainted(clean), x
+        return self._inpainted(clean.clamp(-1.0, 1.0) if self.denoiser.clip else clean), x
 
     def step(self, x: torch.Tensor, clean: torch.Tensor, n: int) -> torch.Tensor:
         """From level `levels[n]` to the next."""

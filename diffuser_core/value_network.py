@@ -32,8 +32,8 @@ class ValueConfig:
     def __post_init__(self) -> None:
         if self.width < GROUPS or self.width % GROUPS:
             raise ValueError(f'value.width must be a positive multiple of {GROUPS}, got {self.width}')
-        if not self.multipliers or min(self.multipliers) < 1 or self.width * self.multipliers[-1] % (4 * GROUPS):
-            raise ValueError(f'value.multipliers must be positive, and width times the last one a multiple of {4 * GROUPS}, got '
+        if not self.multipliers or min(self.multipliers) < 1 or self.width * self.multipliers[-1] % (8 * GROUPS):
+            raise ValueError(f'value.multipliers must be positive, and width times the last one a multiple of {8 * GROUPS}, got '
                              f'{self.multipliers} and width {self.width}')
         if self.head not in HEADS:
             raise ValueError(f'value.head must be one of {", ".join(HEADS)}, got {self.head!r}')

@@ -278,6 +278,24 @@ def test_known_entries_survive_whatever_is_combined(rule, solver, eta, resample,
     assert torch.isfinite(drawn).all() and torch.equal(drawn, draw())
 
 
+def test_a_limit_holds_steep_guides_back_and_leaves_gentle_ones_alone():
+    schedule = NoiseSchedule.cosine(50)
+    denoiser = Denoiser(UNIT.network(schedule), schedule, clip=False)
+
+    def shift(steepness, limit):
+        guidance = Guidance(lambda x, i: (linear(x, i)[0], steepness * linear(x, i)[1]), limit=limit)
+        guided = denoise(denoiser, normal(3), [30], NOTHING, FREE, torch.Generator(), guidance=guidance).clean
+        return guided - denoise(denoiser, normal(3), [30], NOTHING, FREE, torch.Generator()).clean
+
+    assert torch.allclose(shift(0.01, 0.2), shift(0.01, None))
+    steep = shift(100.0, 0.2)
+    assert torch.allclose(steep.abs().amax((1, 2)), torch.full((3,), 0.2, dtype=torch.float64))
+    plain = shift(1.0, None)
+    assert torch.allclose(steep / 0.2, plain / plain.abs().amax((1, 2), keepdim=True))  # its direction is kept
+    with pytest.raises(ValueError, match='a positive limit, got 1, 0 and 0.0'):
+        Guidance(linear, limit=0.0)
+
+
 def test_unknown_solvers_and_rules_are_refused_by_name():
     schedule = NoiseSchedule.cosine(4)
     denoiser = Denoiser(PRIOR.network(schedule), schedule)

@@ -35,8 +35,8 @@ def _with_algebraic_mish(module: nn.Module) -> nn.Module:
 class OpenVinoGraph:
     """`module` as a function of tensors with the ranks and types of `inputs`.
 
-    Every combination of shapes is compiled when it is first seen and kept. Results are the caller's: later calls leave them alone.
-    As many threads as torch has at that time. No gradients flow through it.
+    Every combination of shapes is compiled when it is first seen, and kept. Results are the caller's: later calls leave them
+    alone. As many threads as torch has at that time. No gradients flow through it.
     """
 
     def __init__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], precision: str = 'f32') -> None:
@@ -51,8 +51,8 @@ class OpenVinoGraph:
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
         if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-            raise ValueError("gradients cannot flow through the backend 'openvino'; use 'traced' for the guidance rule 'posterior' and "
-                             "for Sampling(through=True)")
+            raise ValueError("gradients cannot flow through the backend 'openvino'; use 'traced' for the guidance rule "
+                             "'posterior' and for Sampling(through=True)")
         arrays = [np.ascontiguousarray(x.detach().numpy()) for x in inputs]
         request = self._request(tuple(a.shape for a in arrays))
         out = request.infer(arrays, share_inputs=True, share_outputs=False)

@@ -1,19 +1,19 @@
 """The return predictor together with its gradient as one forward graph.
 
-Automatic differentiation records a graph at every call, and other runtimes cannot execute it. Here every layer of the network returns its
-output and a function that pulls the gradient back through it (its vector-Jacobian product), so value and gradient are plain forward
-operations that can be traced, exported and captured.
+Automatic differentiation records a graph at every call, and other runtimes cannot execute it. Here every layer returns its output
+and a function that pulls the gradient back through it (its vector-Jacobian product), so value and gradient are plain forward
+operations, which can be traced and exported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from diffuser_core.unet import ResidualBlock
 from diffuser_core.value_network import ValueNetwork
 
 __all__ = ['ValueAndGradient']
@@ -56,7 +56,7 @@ def _mish(x: torch.Tensor) -> tuple[torch.Tensor, Pullback]:
     return x * share, pull
 
 
-def _conv_block(block: nn.Sequential, x: torch.Tensor) -> tuple[torch.Tensor, Pullback]:
+def _conv_block(block: Any, x: torch.Tensor) -> tuple[torch.Tensor, Pullback]:
     conv, norm, _ = block
     x, through_conv = _conv(conv, x)
     x, through_norm = _group_norm(norm, x)
@@ -64,7 +64,7 @@ def _conv_block(block: nn.Sequential, x: torch.Tensor) -> tuple[torch.Tensor, Pu
     return x, lambda gradient: through_conv(through_norm(through_mish(gradient)))
 
 
-def _residual(block: ResidualBlock, x: torch.Tensor, embedded: torch.Tensor) -> tuple[torch.Tensor, Pullback]:
+def _residual(block: Any, x: torch.Tensor, embedded: torch.Tensor) -> tuple[torch.Tensor, Pullback]:
     hidden, through_first = _conv_block(block.first, x)
     hidden, through_second = _conv_block(block.second, hidden + block.level(embedded)[:, :, None])
     if isinstance(block.skip, nn.Conv1d):
@@ -83,7 +83,7 @@ class ValueAndGradient(nn.Module):
         self.network = network
 
     def forward(self, noisy: torch.Tensor, i: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        network = self.network
+        network: Any = self.network
         embedded = network.embedding(i)
         x = noisy.transpose(1, 2)
         pullbacks: list[Pullback] = []
