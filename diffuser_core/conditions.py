@@ -82,6 +82,9 @@ class Conditions:
 
     def padded(self, rows: int) -> Conditions:
         """These conditions for `rows` more steps, on which those of the last step hold: a plan that ends at rest stays there."""
+        if rows == 0:
+            return self
+
         def grown(array: np.ndarray) -> np.ndarray:
             return np.pad(array, ((0, rows), (0, 0)), mode='edge')
         return Conditions(grown(self.mask), grown(self.values), grown(self.weights))

@@ -1,0 +1,238 @@
+"""Time of whole plans: ours against the original algorithm at the original's settings, interleaved in one process.
+
+    python benchmarks/planning.py [--threads 1] [--repeats 10] [--cases maze2d-umaze hopper ...] [--out runs/benchmark/planning]
+
+Weights are random: the time does not depend on them. 'same' rows run the same weights and levels as the original; 'ours' rows are
+plans as we make them: the small network, two or three strided steps from the last plan, guided with 64 or 8 candidates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from original import OriginalPlanner
+
+from diffuser_core import __version__
+from diffuser_core.backends import execute, value_gradient
+from diffuser_core.checkpoint import Checkpoint, DiffusionConfig
+from diffuser_core.guide_library import ValueGuide
+from diffuser_core.normalize import Normalizer
+from diffuser_core.planner import Planner, Sampling
+from diffuser_core.sampler import Denoiser, Guidance, denoise
+from diffuser_core.schedule import NoiseSchedule
+from diffuser_core.trajectory import Channels
+from diffuser_core.unet import TemporalUNet, UNetConfig
+from diffuser_core.value_network import ValueConfig, ValueNetwork
+
+CPU = torch.device('cpu')
+SMALL = UNetConfig(32, (1, 2, 4))
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Settings of the released code for one task; `timed` of the `levels` are run and the time is scaled up."""
+
+    name: str
+    channels: int
+    actions: int
+    horizon: int
+    levels: int
+    model: UNetConfig
+    batch: int = 1
+    prediction: str = 'x0'
+    clip: bool = True
+    goal: bool = True
+    guided: bool = False
+    timed: int | None = None
+
+    @property
+    def run(self) -> int:
+        """Levels that are run."""
+        return self.timed or self.levels
+
+
+CASES = {case.name: case for case in (
+    Case('maze2d-umaze', 6, 2, 128, 64, UNetConfig(32, (1, 4, 8))),
+    Case('maze2d-large', 6, 2, 384, 256, UNetConfig(32, (1, 4, 8))),
+    Case('hopper', 14, 3, 32, 20, UNetConfig(32, (1, 2, 4, 8)), batch=64, clip=False, goal=False, guided=True),
+    Case('kuka', 39, 0, 128, 1000, UNetConfig(128, (1, 2, 4, 8), attention=True), prediction='epsilon', timed=20),
+)}
+
+
+def timed(calls: dict[str, Call], repeats: int, factor: float = 1.0) -> dict[str, dict[str, float]]:
+    """Median and p99 [ms] of each call, interleaved, after two rounds of warm-up."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for n in range(repeats + 2):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            if n >= 2:
+                times[name].append(1e3 * factor * (time.perf_counter() - began))
+    return {name: {'p50': float(np.percentile(t, 50)), 'p99': float(np.percentile(t, 99))} for name, t in times.items()}
+
+
+def planner_for(case: Case, backend: str, horizon: int | None = None) -> Planner:
+    """A planner with the small network and this case's channels."""
+    torch.manual_seed(0)
+    names = tuple(f'c{n}' for n in range(case.channels))
+    checkpoint = Checkpoint(TemporalUNet(case.channels, SMALL).state_dict(), SMALL, DiffusionConfig(levels=64),
+                            Normalizer('limits', torch.zeros(case.channels), torch.ones(case.channels)),
+                            Channels(names, ('1',) * case.channels, case.actions), horizon or case.horizon, 0.1)
+    return Planner(checkpoint, backend=backend)
+
+
+def same_and_ours(case: Case, backends: list[str], repeats: int) -> list[dict]:
+    """The original against the same mathematics in every backend, and against a plan as we make it."""
+    torch.manual_seed(0)
+    shape = (case.batch, case.horizon, case.channels)
+    network = TemporalUNet(case.channels, case.model).eval().requires_grad_(False)
+    judge = ValueNetwork(case.channels, ValueConfig(32, (1, 2, 4, 8), 'flat'), case.horizon).eval().requires_grad_(False)
+    start = torch.randn(shape)
+    noises = torch.randn(case.levels, *shape)
+    observation = torch.zeros(case.channels - case.actions)
+    conditions = {0: observation, **({case.horizon - 1: observation} if case.goal else {})}
+    mask = torch.zeros(shape[1:], dtype=torch.bool)
+    mask[list(conditions), case.actions:] = True
+    original = OriginalPlanner(network, case.levels, case.prediction, case.clip, judge if case.guided else None)
+    schedule = NoiseSchedule.cosine(case.levels)
+    levels = list(range(case.levels - 1, -1, -1))[:case.run]
+
+    def same(backend: str) -> Call:
+        denoiser = Denoiser(execute(network, backend, case.horizon, case.channels, CPU), schedule, case.prediction, case.clip)
+        gradient = value_gradient(judge, backend, CPU) if case.guided else None
+        guidance = None if gradient is None else Guidance(
+            lambda x, i: tuple(0.1 * part for part in gradient(x, torch.tensor([i]))), 'released', 2, 2)  # type: ignore[misc,arg-type]
+
+        def call() -> object:
+            with torch.no_grad():
+                return denoise(denoiser, start, levels, torch.zeros(shape[1:]), mask, torch.Generator().manual_seed(0), 1.0,
+                               guidance=guidance)
+        return call
+
+    def ours(backend: str, steps: int, count: int) -> Call:
+        planner = planner_for(case, backend)
+        guide = None
+        if case.guided:
+            guide = 0.1 * ValueGuide(judge, planner.checkpoint.normalizer, gradient=value_gradient(judge, backend, CPU))
+        state, goal = observation.numpy().astype(np.float64), planner.conditions()
+        if case.goal:
+            goal = goal.known(-1, planner.channels, dict.fromkeys(planner.channels.observations, 0.0))
+        options = Sampling(rule='score', warm_steps=steps)
+        last = planner.plan(state, goal)
+        return lambda: planner.plan(state, goal, warm_start=last, guide=guide, count=count, sampling=options)
+
+    base = {'original': lambda: original.plan(conditions, case.actions, start, noises, case.run)}
+    rows = []
+    scale = case.levels / case.run
+    results = timed(base | {f'same {b}': same(b) for b in backends}, repeats, scale)
+    for name, ms in results.items():
+        rows.append({'case': f'{case.name} {name.split()[0]}', 'backend': name.split()[-1] if ' ' in name else 'eager', 'ms': ms,
+                     'baseline_ms': results['original'], 'ratio': results['original']['p50'] / ms['p50']})
+    settings = [(3, case.batch), (2, min(8, case.batch))]
+    calls = {f'ours {steps}x{count} {b}': ours(b, steps, count) for b in ('traced', 'openvino') for steps, count in settings}
+    for name, ms in timed(calls, max(50, repeats)).items():
+        what, backend = name.rsplit(' ', 1)
+        rows.append({'case': f'{case.name} {what}', 'backend': backend, 'ms': ms, 'baseline_ms': results['original'],
+                     'ratio': results['original']['p50'] / ms['p50']})
+    return rows
+
+
+def growth(backends: list[str], repeats: int) -> list[dict]:
+    """Time of our warm plan as the horizon doubles, and as candidates multiply."""
+    rows: list[dict] = []
+    state = np.zeros(4)
+    for backend in backends:
+        planner = planner_for(CASES['maze2d-umaze'], backend)
+
+        def call(horizon: int, count: int, planner: Planner = planner) -> Call:
+            conditions = planner.conditions(horizon)
+            last = planner.plan(state, conditions)
+            return lambda: planner.candidates(state, conditions, count=count, warm_start=last)
+
+        for calls in ({f'horizon {h}': call(h, 1) for h in (128, 256, 512, 1024)},
+                      {f'candidates {n}': call(128, n) for n in (1, 4, 16, 64, 256)}):
+            results = timed(calls, repeats)
+            first = next(iter(results.values()))
+            rows += [{'case': name, 'backend': backend, 'ms': ms, 'baseline_ms': first, 'ratio': ms['p50'] / first['p50']}
+                     for name, ms in results.items()]
+    return rows
+
+
+def memory(backends: list[str]) -> list[dict]:
+    """Peak resident memory of a process that plans, and how it grows over 300 plans after the first 50 [MB]."""
+    rows = []
+    for backend in backends:
+        done = subprocess.run([sys.executable, __file__, '--measure-memory', backend], capture_output=True, text=True, check=True)
+        rows.append({'backend': backend, **json.loads(done.stdout.splitlines()[-1])})
+    return rows
+
+
+def _measure_memory(backend: str) -> None:
+    torch.set_num_threads(1)
+    planner = planner_for(CASES['maze2d-umaze'], backend)
+    last = None
+    for n in range(350):
+        last = planner.plan(np.zeros(4), warm_start=last)
+        if n == 49:
+            before = resident()
+    status = Path('/proc/self/status').read_text()  # getrusage's peak includes that of the process that started this one
+    peak = int(status.split('VmHWM:')[1].split()[0]) / 1024
+    print(json.dumps({'peak_mb': peak, 'growth_mb': resident() - before}))
+
+
+def resident() -> float:
+    """Resident memory of this process now [MB]."""
+    pages = int(Path('/proc/self/statm').read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def main() -> None:
+    """Run the cases, print the table and write summary.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--threads', type=int, default=1)
+    parser.add_argument('--repeats', type=int, default=10)
+    parser.add_argument('--cases', nargs='*', choices=[*CASES, 'growth', 'memory'], default=[*CASES, 'growth', 'memory'])
+    parser.add_argument('--backends', nargs='*', default=['eager', 'traced', 'openvino', 'openvino-bf16'])
+    parser.add_argument('--out', type=Path, default=Path('runs/benchmark/planning'))
+    parser.add_argument('--measure-memory', metavar='BACKEND', help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure_memory:
+        return _measure_memory(options.measure_memory)
+    torch.set_num_threads(options.threads)
+    began = time.time()
+    rows: list[dict] = []
+    for name in options.cases:
+        if name == 'memory':
+            continue
+        new = growth(['traced', 'openvino'], 5 * options.repeats) if name == 'growth' else \
+            same_and_ours(CASES[name], options.backends, options.repeats)
+        for row in new:
+            row['device'] = f'cpu, {options.threads} thread(s)'
+            print(f'{row["case"]:<24} {row["backend"]:<14} p50 {row["ms"]["p50"]:>10.2f} ms  p99 {row["ms"]["p99"]:>10.2f} ms  '
+                  f'{"grows" if name == "growth" else "faster"} x{row["ratio"]:.2f}', flush=True)
+        rows += new
+    used = memory(['eager', 'traced', 'openvino']) if 'memory' in options.cases else []
+    for entry in used:
+        print(f'memory, {entry["backend"]:<10} peak {entry["peak_mb"]:.0f} MB, growth over 300 plans {entry["growth_mb"]:.2f} MB')
+    options.out.mkdir(parents=True, exist_ok=True)
+    summary = {'command': shlex.join(['python', 'benchmarks/planning.py', *sys.argv[1:]]), 'version': __version__,
+               'seed_start': 0, 'episodes': 0, 'device': platform.processor() or platform.machine(),
+               'wall_s': time.time() - began, 'rows': rows, 'memory': used}
+    (options.out / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+    main()
