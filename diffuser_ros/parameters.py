@@ -32,6 +32,7 @@ class PlannerParameters:
 
     checkpoint: str = _parameter('', 'checkpoint folder; empty: the one that ships with the package')
     device: str = _parameter('cpu', "where the network runs: 'cpu', 'cuda', 'cuda:1', ...")
+    backend: str = _parameter('traced', "how the network is executed: 'traced', 'eager', 'compiled', 'openvino', 'openvino-bf16'")
     seed: int = _parameter(0, 'seed of the planner, taken at start and by ~/reset', 0, 2**31 - 1)
     tick_rate: float = _parameter(24.0, 'control ticks, and points of a command, per second [Hz]', 1.0, 200.0)
     lock_step: bool = _parameter(False, 'answer every state exactly once instead of ticking by the clock')

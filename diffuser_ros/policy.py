@@ -42,7 +42,7 @@ def load_policy(parameters: PlannerParameters) -> StackingPolicy:
     folder = Path(parameters.checkpoint).expanduser() if parameters.checkpoint else checkpoint_folder('kuka_stack')
     sampling = Sampling(parameters.steps, parameters.warm_steps, parameters.warm_level)
     try:
-        planner = Planner.from_checkpoint(folder, device=parameters.device)
+        planner = Planner.from_checkpoint(folder, device=parameters.device, backend=parameters.backend)
         policy = StackingPolicy(planner, sampling=sampling, tick_dt=1 / parameters.tick_rate, tail=TAIL,
                                 commit=parameters.commit)
         _warm_up(policy)

@@ -333,6 +333,7 @@ def test_a_checkpoint_of_another_robot_is_refused(tmp_path):
     ({'max_joint_speed': math.nan}, 'the parameter max_joint_speed must be a number'),
     ({'lock_step': 'yes'}, 'the parameter lock_step must be true or false'),
     ({'device': 'toaster'}, "the device 'toaster' cannot be used"),
+    ({'backend': 'abacus'}, "unknown backend 'abacus'; there are eager, traced"),
 ])
 def test_a_bad_parameter_is_refused_by_name(session, parameter, said):
     with pytest.raises(StartError, match=said):
