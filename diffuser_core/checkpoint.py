@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,17 @@ from diffuser_core.normalize import Normalizer
 from diffuser_core.trajectory import Channels
 from diffuser_core.unet import TemporalUNet, UNetConfig
 
-__all__ = ['Checkpoint', 'CheckpointError', 'DiffusionConfig']
+__all__ = ['Checkpoint', 'CheckpointError', 'DiffusionConfig', 'object_columns']
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = 'model.safetensors', 'config.yaml'
+
+
+def object_columns(channels: Channels, objects: Sequence[Sequence[str]]) -> tuple[list[list[int]], list[list[int]]]:
+    """Columns of alike objects, and of all things that have the same fields as they, e.g. the arm's tip."""
+    if not objects:
+        return [], []
+    return ([channels.indices(o).tolist() for o in objects], channels.things([name.rpartition('.')[2] for name in objects[0]]))
 
 
 class CheckpointError(ValueError):
@@ -77,7 +84,7 @@ class Checkpoint:
 
     def network(self) -> TemporalUNet:
         """The denoiser with these weights, on the CPU, ready for inference."""
-        network = TemporalUNet(len(self.channels), self.model, [self.channels.indices(o).tolist() for o in self.objects])
+        network = TemporalUNet(len(self.channels), self.model, *object_columns(self.channels, self.objects))
         try:
             network.load_state_dict(dict(self.weights))
         except RuntimeError as error:

@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
 
     collect = verbs.add_parser('collect', help='make demonstrations')
     collect.add_argument('task', choices=['kuka_stack'])
-    collect.add_argument('--demonstrations', type=int, default=1200)
+    collect.add_argument('--demonstrations', type=int, default=10_000)
     collect.add_argument('--seed-start', type=int, default=100_000, help='seeds below 10000 are for evaluation')
     collect.add_argument('--workers', type=int, default=None, help='processes; default: one a core')
     collect.add_argument('--out', type=Path, default=None, help='default: runs/collect/<task>')

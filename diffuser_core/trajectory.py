@@ -45,6 +45,12 @@ class Channels:
             raise KeyError(f'unknown channel {", ".join(unknown)}; this trajectory has {", ".join(self.names)}')
         return np.array([self.names.index(n) for n in names], dtype=np.int64)
 
+    def things(self, fields: Sequence[str]) -> list[list[int]]:
+        """Columns of everything that has all these fields: for 'x' and 'y', those of 'red.x' and 'red.y', 'tip.x' and 'tip.y', ..."""
+        heads = dict.fromkeys(name.rpartition('.')[0] for name in self.names)
+        wanted = [[f'{head}.{field}' for field in fields] for head in heads]
+        return [self.indices(names).tolist() for names in wanted if set(names) <= set(self.names)]
+
     def vector(self, values: Mapping[str, float]) -> np.ndarray:
         """The observation channels' values in order, shape `(observations,)`; KeyError naming the missing ones."""
         missing = [n for n in self.observations if n not in values]

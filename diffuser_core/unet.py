@@ -6,6 +6,8 @@ the embedded denoising level added between them, halving the time axis on the wa
 With `context` the blocks are also told, at every step, what is known of the first and the last one: the paper leaves it to
 the convolutions to carry the inpainted start and goal along the whole horizon, which was learnt more slowly here. Where
 several objects are alike, the context also says from where to where the one goes that the goal moves farthest.
+
+With `pointers` the network need not compute a place that is known already: see `PointerHead`.
 """
 
 from __future__ import annotations
@@ -29,12 +31,14 @@ class UNetConfig:
 
     context    features of the known first and last step that scale and shift every block; 0 is the paper's network
     attention  linear attention along time after every pair of blocks, as the released code has for Kuka and HalfCheetah
+    pointers   places are predicted as mixtures of the known places plus a remainder; needs context and alike objects
     """
 
     width: int = 32
     multipliers: tuple[int, ...] = (1, 2, 4)
     context: int = 0
     attention: bool = False
+    pointers: bool = False
 
     def __post_init__(self) -> None:
         if self.width < GROUPS or self.width % GROUPS:
@@ -43,6 +47,8 @@ class UNetConfig:
             raise ValueError(f'model.multipliers must be positive whole numbers, got {self.multipliers}')
         if self.context < 0:
             raise ValueError(f'model.context must not be negative, got {self.context}')
+        if self.pointers and not self.context:
+            raise ValueError('model.pointers needs a model.context of at least 1')
 
     @property
     def horizon_multiple(self) -> int:
@@ -78,6 +84,41 @@ class ContextEncoder(nn.Module):
             parts.append(moved.flatten(1) * goal_known[:, None])
         raw = torch.cat(parts, dim=1)
         return torch.cat([self.mlp(raw), raw], dim=1)
+
+
+class PointerHead(nn.Module):
+    """Places as mixtures of known places: features (batch, width, horizon) and the known first and last step -> (batch,
+    channels, horizon).
+
+    At every step, each field of each thing (the x of the red block, of the tip, ...) is the average of that field over all things'
+    known first and last places, weighted by a softmax that the features give. A hand that rests on a block then has exactly that
+    block's place, however seldom such a place was seen in training. Channels that belong to no thing get zeros.
+
+    things  (things, fields) columns; one field must have the same normal units for all things
+    """
+
+    order: torch.Tensor
+    columns: torch.Tensor
+
+    def __init__(self, width: int, channels: int, things: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        columns = torch.tensor([list(t) for t in things], dtype=torch.int64)
+        self.shape = (*columns.shape, 2 * len(columns))
+        order = torch.full((channels,), columns.numel(), dtype=torch.int64)
+        order[columns.flatten()] = torch.arange(columns.numel())
+        self.register_buffer('columns', columns, persistent=False)
+        self.register_buffer('order', order, persistent=False)
+        self.logits = nn.Conv1d(width, columns.numel() * 2 * len(columns), 1)
+
+    def forward(self, x: torch.Tensor, values: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+        """`values` and `shown` (batch or 1, 2, channels): the first and last step, and which of it is known (1) or not (0)."""
+        things, fields, sources = self.shape
+        logits = self.logits(x).float().unflatten(1, (things, fields, sources))
+        known = shown[:, :, self.columns].flatten(1, 2).transpose(1, 2)[:, None, :, :, None]  # (batch, 1, fields, sources, 1)
+        places = values[:, :, self.columns].flatten(1, 2).transpose(1, 2)[:, None, :, :, None]
+        weights = (logits + (known - 1.0) * 1e4).softmax(dim=3) * known
+        mixed = (weights * places).sum(3).flatten(1, 2)
+        return torch.cat([mixed, torch.zeros_like(mixed[:, :1])], dim=1)[:, self.order]
 
 
 class LevelEmbedding(nn.Module):
@@ -160,12 +201,16 @@ class TemporalUNet(nn.Module):
     """Denoiser: noisy trajectories (batch, horizon, channels) and levels (batch,) -> prediction of the same shape.
 
     objects  for the context: columns of the places of objects that are alike, (objects, fields)
+    things   for pointers: columns of the places of everything that is measured like them, (things, fields)
 
     A network with context also needs what `encode` makes of the known values, for the batch or for one that all share.
     """
 
-    def __init__(self, channels: int, config: UNetConfig, objects: Sequence[Sequence[int]] = ()) -> None:
+    def __init__(self, channels: int, config: UNetConfig, objects: Sequence[Sequence[int]] = (),
+                 things: Sequence[Sequence[int]] = ()) -> None:
         super().__init__()
+        if config.pointers and not things:
+            raise ValueError('model.pointers needs objects that are alike: data.exchangeable with goals')
         self.channels = channels
         self.config = config
         widths = [config.width * m for m in config.multipliers]
@@ -183,6 +228,7 @@ class TemporalUNet(nn.Module):
         self.up = nn.ModuleList(pair(2 * a, b) for a, b in falling)
         self.grow = nn.ModuleList(nn.ConvTranspose1d(b, b, 4, stride=2, padding=1) for _, b in falling)
         self.head = nn.Sequential(conv_block(config.width, config.width), nn.Conv1d(config.width, channels, 1))
+        self.pointers = PointerHead(config.width, channels, things) if config.pointers else None
 
     def encode(self, known: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:
         """The context of known values and their mask, (batch, horizon, channels); None if the network takes none."""
@@ -205,4 +251,9 @@ class TemporalUNet(nn.Module):
         x = self.middle(x, embedded, context)
         for pair, grow in zip(self.up, self.grow, strict=True):
             x = grow(pair(torch.cat([x, kept.pop()], dim=1), embedded, context))
-        return self.head(x).transpose(1, 2)
+        features = self.head[0](x)
+        out = self.head[1](features)
+        if self.pointers is not None:
+            ends = context[:, self.context.mlp[0].out_features:][:, :4 * self.channels].unflatten(1, (2, 2, self.channels))
+            out = out + self.pointers(features, ends[:, 0], ends[:, 1])
+        return out.transpose(1, 2)

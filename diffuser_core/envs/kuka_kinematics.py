@@ -105,6 +105,22 @@ def inverse_kinematics(azimuth: float, radius: float, height: float) -> NDArray[
     return joints
 
 
+def planar_tip(joints: ArrayLike) -> NDArray[np.float64]:
+    """Tip (..., 3) as azimuth [rad], radius [m] and height [m] for joints (..., 7) [rad] whose joints 3 and 5 are zero.
+
+    The inverse of `inverse_kinematics` wherever the tool points straight down. What joints 3, 5 and 7 hold is not looked at.
+    """
+    angles = np.asarray(joints, dtype=np.float64)
+    if angles.ndim < 1 or angles.shape[-1] != 7:
+        raise ValueError(f"the planar tip needs 7 joint angles, got an array of shape {angles.shape}")
+    upper = angles[..., 1]
+    fore = upper - angles[..., 3]
+    tool = fore + angles[..., 5]
+    radius = UPPER_ARM * np.sin(upper) + FOREARM * np.sin(fore) + WRIST_TO_TIP * np.sin(tool)
+    height = SHOULDER_HEIGHT + UPPER_ARM * np.cos(upper) + FOREARM * np.cos(fore) + WRIST_TO_TIP * np.cos(tool)
+    return np.stack([angles[..., 0], radius, height], axis=-1)
+
+
 def tip_cylindrical(joints: ArrayLike) -> tuple[float, float, float]:
     """Tip as `(azimuth [rad], radius [m], height [m])` for joints (7,) [rad]."""
     (x, y, z), _ = forward_kinematics(joints)

@@ -262,6 +262,15 @@ class KukaStackEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         if holding.size:
             self._attach(int(holding[0]))
 
+    def displace(self, block: int, dx: float, dy: float) -> None:
+        """Move a slab sideways by (dx, dy) [m] at once, at rest, as if it had been knocked away; ValueError if it is held."""
+        if block == self._held:
+            raise ValueError(f"{BLOCKS[block]} is held and cannot be displaced")
+        bullet, slab = self._client, self._slabs[block]
+        (x, y, z), quaternion = bullet.getBasePositionAndOrientation(slab)
+        bullet.resetBasePositionAndOrientation(slab, (x + dx, y + dy, z), quaternion)
+        bullet.resetBaseVelocity(slab, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
+
     # ---- Simulation ----------------------------------------------------------------------------------------------
 
     @property

@@ -32,6 +32,9 @@ VERTICAL_TOLERANCE: float = 0.01
 REST_SPEED: float = 0.02
 """A slab is at rest below this speed [m/s]."""
 
+GROUND = -1
+"""Stands for the ground where a move, not a goal, names a lower block."""
+
 Relation = tuple[int, int]
 _KNOWN = ", ".join(BLOCKS)
 
@@ -50,12 +53,12 @@ def parse_relation(text: str) -> Relation:
 
 
 def format_relation(relation: Relation) -> str:
-    """Turn `(upper, lower)` indices into 'red on green'."""
+    """Turn `(upper, lower)` indices into 'red on green', or 'red on ground' for a move to the ground."""
     upper, lower = relation
-    for block in (upper, lower):
+    for block in (upper,) if lower == GROUND else (upper, lower):
         if not 0 <= block < len(BLOCKS):
             raise ValueError(f"relation {relation!r} names block {block}; blocks 0 to {len(BLOCKS) - 1} are {_KNOWN}")
-    return f"{BLOCKS[upper]} on {BLOCKS[lower]}"
+    return f"{BLOCKS[upper]} on {'ground' if lower == GROUND else BLOCKS[lower]}"
 
 
 def standing_relations(positions: ArrayLike, attached: ArrayLike, speeds: ArrayLike) -> frozenset[Relation]:

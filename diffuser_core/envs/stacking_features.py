@@ -1,7 +1,8 @@
-"""What the stacking model sees of a state: joint angles and, a block, where it is as seen from the base of the arm.
+"""What the stacking model sees of a state: where the arm's tip and the blocks are, as seen from the base of the arm.
 
-Blocks are given in cylindrical coordinates, because picking up and carrying is then nearly linear: joint 1 is the azimuth of
-the block that the tip is at. Orientations are left out: slabs are square and gripped at their middle.
+All of them are given in the same cylindrical coordinates, because picking up and carrying is then the simplest: a tip that grips
+a block has its azimuth and radius, and a carried block moves as the tip does. Orientations are left out: slabs are square and
+gripped at their middle, the tool points down. Joint angles follow from the tip in closed form.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from diffuser_core.data.demonstrations import SegmentData
-from diffuser_core.envs.kuka_kinematics import JOINT_NAMES
+from diffuser_core.envs.kuka_kinematics import JOINT_NAMES, planar_tip
 from diffuser_core.envs.stacking import BLOCKS, CHANNELS
 
-__all__ = ['ATTACHED', 'FEATURES', 'PLACES', 'UNITS', 'as_features', 'cartesian', 'cylindrical', 'features', 'features_by_name']
+__all__ = ['ATTACHED', 'FEATURES', 'PLACES', 'TIP', 'UNITS', 'as_features', 'cartesian', 'cylindrical', 'features', 'features_by_name']
 
-FEATURES = (*JOINT_NAMES, *(f'{block}.{field}' for block in BLOCKS for field in ('azimuth', 'radius', 'z', 'attached')))
-"""Names of the 23 channels of the model, in order."""
-UNITS = ('rad',) * len(JOINT_NAMES) + ('rad', 'm', 'm', '1') * len(BLOCKS)
+TIP = ('tip.azimuth', 'tip.radius', 'tip.z')
+FEATURES = (*TIP, *(f'{block}.{field}' for block in BLOCKS for field in ('azimuth', 'radius', 'z', 'attached')))
+"""Names of the 19 channels of the model, in order."""
+UNITS = ('rad', 'm', 'm') + ('rad', 'm', 'm', '1') * len(BLOCKS)
 PLACES = tuple(f'{block}.{field}' for block in BLOCKS for field in ('azimuth', 'radius', 'z'))
 ATTACHED = tuple(f'{block}.attached' for block in BLOCKS)
 
@@ -41,13 +43,13 @@ def cartesian(places: np.ndarray) -> np.ndarray:
 
 
 def features(states: np.ndarray) -> np.ndarray:
-    """States (..., 39), columns as `CHANNELS` -> features (..., 23), columns as `FEATURES`."""
+    """States (..., 39), columns as `CHANNELS` -> features (..., 19), columns as `FEATURES`."""
     blocks = np.concatenate([cylindrical(states[..., _POSITIONS]), states[..., _ATTACHED][..., None]], axis=-1)
-    return np.concatenate([states[..., _JOINTS], blocks.reshape(*states.shape[:-1], -1)], axis=-1)
+    return np.concatenate([planar_tip(states[..., _JOINTS]), blocks.reshape(*states.shape[:-1], -1)], axis=-1)
 
 
 def features_by_name(observation: Mapping[str, float]) -> np.ndarray:
-    """Features (23,) of a state given as channel name -> value; KeyError naming the channels that are missing."""
+    """Features (19,) of a state given as channel name -> value; KeyError naming the channels that are missing."""
     needed = [name for name in CHANNELS if name.rpartition('.')[2] not in ('qx', 'qy', 'qz', 'qw')]
     missing = [name for name in needed if name not in observation]
     if missing:

@@ -13,7 +13,6 @@ Workers are started by 'spawn': a script that calls `collect` with more than one
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing
 import os
 import shutil
@@ -31,27 +30,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffuser_core.data.demonstrations import DATASET_ID, INFOS, load_segments
-from diffuser_core.envs.kuka_kinematics import inverse_kinematics
-from diffuser_core.envs.stacking import BLOCKS, SLAB_HEIGHT
-from diffuser_core.experts.pick_and_place import Demonstration, demonstrate
+from diffuser_core.experts.demonstrations import RECIPE, Run, record
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Event
 
-    from diffuser_core.envs.kuka_stack import KukaStackEnv
-
-RECIPE = 2
-"""Number of the way demonstrations are drawn; data of different recipes are never mixed."""
-SHARD_SIZE = 25
-RADIUS_RANGE = (0.52, 0.68)
-AZIMUTH_RANGE = (-2.5, 2.5)
-SEPARATION = 2.0 * 0.6 * math.sin(0.55 / 2.0)
-"""Least distance of slab centres [m]: that of 0.55 rad on the circle of 0.6 m."""
-TIP_RANGES = ((-2.6, 2.6), (0.45, 0.68), (0.15, 0.5))
-"""Azimuth [rad], radius [m] and height [m] of the tip at the start."""
-SPEED_RANGE = (0.8, 1.2)
-PARTIAL_SHARE = 0.4
-PARTIAL_OFFSET = 0.015
+SHARD_SIZE = 100
 _stop: Event | None = None
 
 
@@ -94,31 +78,6 @@ def collect(
         cpu_seconds = _record_shards(shards, workers or _cores(), progress)
         _assemble(out, [path for path, _ in shards])
     return _summary(out, demonstrations, cpu_seconds, time.monotonic() - started)
-
-
-def record(env: KukaStackEnv, seed: int) -> Demonstration:
-    """The demonstration of one seed: layout, start pose, order, speed and the demonstrator's own variation."""
-    rng = np.random.default_rng([RECIPE, seed])
-    order = rng.permutation(len(BLOCKS)).tolist()
-    blocks = draw_layout(rng)
-    if rng.random() < PARTIAL_SHARE:
-        blocks[order[1], :2] = blocks[order[0], :2] + rng.normal(0.0, PARTIAL_OFFSET, 2)
-        blocks[order[1], 2] += SLAB_HEIGHT
-    tip = [rng.uniform(low, high) for low, high in TIP_RANGES]
-    env.reset(seed=seed, options={"joints": inverse_kinematics(*tip), "blocks": blocks})
-    return demonstrate(env, order, rng.uniform(*SPEED_RANGE), rng)
-
-
-def draw_layout(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Slabs on the ground (4, 4), rows x, y, z [m], yaw [rad]; drawn again until all are `SEPARATION` apart."""
-    count = len(BLOCKS)
-    while True:
-        azimuth, radius = rng.uniform(*AZIMUTH_RANGE, count), rng.uniform(*RADIUS_RANGE, count)
-        centres = np.stack([radius * np.cos(azimuth), radius * np.sin(azimuth)], axis=1)
-        distances = np.linalg.norm(centres[:, None] - centres[None, :], axis=-1)
-        if distances[np.triu_indices(count, 1)].min() >= SEPARATION:
-            yaw = rng.uniform(-math.pi, math.pi, count)
-            return np.column_stack([centres, np.full(count, SLAB_HEIGHT / 2.0), yaw])
 
 
 def _cores() -> int:
@@ -211,9 +170,7 @@ def _record_shard(path: Path, seeds: range) -> float:
         for seed in seeds:
             if _stop is not None and _stop.is_set():
                 return time.process_time() - started
-            demonstration = record(env, seed)
-            if demonstration.success:
-                parts.append(_columns(demonstration, seed))
+            parts += [_columns(run, seed) for run in record(env, seed).runs]
     finally:
         env.close()
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
@@ -224,15 +181,15 @@ def _record_shard(path: Path, seeds: range) -> float:
     return time.process_time() - started
 
 
-def _columns(demonstration: Demonstration, seed: int) -> dict[str, NDArray[Any]]:
+def _columns(run: Run, seed: int) -> dict[str, NDArray[Any]]:
     """One row a tick and a last one for the final state, which repeats the action before it."""
-    rows = len(demonstration.observations)
-    segment = np.append(demonstration.segment, demonstration.segment[-1])
-    pairs = np.array(demonstration.relations, dtype=np.int64)[segment]
+    rows = len(run.observations)
+    segment = np.append(run.segment, run.segment[-1])
+    pairs = np.array(run.relations, dtype=np.int64)[segment]
     return {
-        "observations": demonstration.observations,
-        "actions": np.vstack([demonstration.actions, demonstration.actions[-1:]]),
-        "rewards": np.append(demonstration.rewards, 0.0),
+        "observations": run.observations,
+        "actions": np.vstack([run.actions, run.actions[-1:]]),
+        "rewards": np.append(run.rewards, 0.0),
         "truncations": np.arange(rows) == rows - 1,
         "demonstration": np.full(rows, seed, dtype=np.int64),
         "segment": segment,

@@ -1,4 +1,4 @@
-"""Scripted demonstrator for block stacking: puts one slab on another, and builds towers that way.
+"""Scripted demonstrator for block stacking: puts one slab on another or on the ground.
 
 A *segment* is 'put block i on block j'. Its motion is planned in cylindrical coordinates of the tip (azimuth [rad],
 radius [m], height [m]) and turned into joint targets by the closed-form inverse kinematics at every tick: lift to a
@@ -9,26 +9,14 @@ profiles are trapezoidal in speed. Since azimuth is joint 1, which cannot pass +
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffuser_core.envs.kuka_kinematics import forward_kinematics, inverse_kinematics, tip_cylindrical
-from diffuser_core.envs.stacking import (
-    BLOCKS,
-    HORIZONTAL_TOLERANCE,
-    SLAB_HEIGHT,
-    TICK,
-    Relation,
-    format_relation,
-    tower_relations,
-)
-
-if TYPE_CHECKING:
-    from diffuser_core.envs.kuka_stack import KukaStackEnv
+from diffuser_core.envs.stacking import BLOCKS, GROUND, SLAB_HEIGHT, TICK, Relation, format_relation
+from diffuser_core.envs.stacking_moves import blocks_above
 
 SEGMENT_LIMIT = 124
 """A segment never takes more ticks; one that would is driven faster."""
@@ -47,36 +35,24 @@ RETREAT = 0.12
 OVERLAP_TICKS = 3
 """A transit begins this many ticks before the lift ahead of it ends."""
 DWELL_BEFORE_GRIP, DWELL_AFTER_GRIP, DWELL_AFTER_RELEASE, REST = 3, 2, 2, 2
+NEAR = 0.04
+"""A tip this close to the axis of its target [m], and at least as far above it, goes there straight instead of over the towers."""
 _TOOL_DOWN_TOLERANCE = 0.02
-
-
-@dataclass(frozen=True)
-class Demonstration:
-    """One recorded tower.
-
-    observations (ticks + 1, 39), actions (ticks, 8) and rewards (ticks,) as in `KukaStackEnv`; segment (ticks,) the
-    index into `relations` of the segment each action belongs to; success: all relations of the tower stand at the end.
-    """
-
-    observations: NDArray[np.float64]
-    actions: NDArray[np.float64]
-    rewards: NDArray[np.float64]
-    segment: NDArray[np.int64]
-    relations: tuple[Relation, ...]
-    success: bool
 
 
 def plan_segment(
     observation: ArrayLike,
     relation: Relation,
     *,
+    ground: ArrayLike | None = None,
     speed: float = 1.0,
     clearance: float = CLEARANCE,
     place_offset: tuple[float, float] = (0.0, 0.0),
     grip_offset: tuple[float, float] = (0.0, 0.0),
 ) -> NDArray[np.float64]:
-    """Actions (ticks, 8) that put block `upper` on block `lower` of `relation`, from the state `observation` (39,).
+    """Actions (ticks, 8) that put block `upper` on `lower` of `relation`, from the state `observation` (39,).
 
+    The arm may hold the upper block already. ground (2,) [m]: where to put it if `lower` is the ground;
     speed: factor on all peak speeds, raised where the segment would take more than `SEGMENT_LIMIT` ticks;
     clearance [m]: see `CLEARANCE`; place_offset [m]: (x, y) added to the place where the slab is set down;
     grip_offset [m]: where the tip takes hold, outwards and leftwards of the slab's middle as seen from the base. The slab is set
@@ -88,100 +64,71 @@ def plan_segment(
         raise ValueError(f"speed must be positive, got {speed}")
     blocks = state[7:].reshape(len(BLOCKS), 8)
     _check_feasible(blocks, relation)
+    upper, lower = relation
+    if lower == GROUND:
+        if ground is None:
+            raise ValueError(f"cannot put {format_relation(relation)}: no place was given")
+        set_down = np.array([*np.asarray(ground, dtype=np.float64), SLAB_HEIGHT / 2.0])
+    else:
+        set_down = blocks[lower, :3] + np.array([0.0, 0.0, SLAB_HEIGHT])
+    set_down[:2] += place_offset
     while True:
-        actions = np.array(list(_segment_actions(state, blocks, relation, speed, clearance, place_offset, grip_offset)))
+        actions = np.array(list(_segment_actions(state, upper, set_down, speed, clearance, grip_offset)))
         if len(actions) <= SEGMENT_LIMIT:
             return actions
         speed *= 1.03
 
 
-def demonstrate(env: KukaStackEnv, order: Sequence[int], speed: float, rng: np.random.Generator) -> Demonstration:
-    """Build the tower `order` (block indices, bottom to top) from the state the environment is in now.
-
-    Relations that already stand at the foot of the tower are not done again. speed: see `plan_segment`; rng draws the
-    clearance and where exactly slabs are set down. Steps the environment and leaves it in the final state.
-    """
-    tower = tower_relations(order)
-    standing = env.relations()
-    done = 0
-    while done < len(tower) and tower[done] in standing:
-        done += 1
-    observations = [env.observe()]
-    actions: list[NDArray[np.float64]] = []
-    rewards: list[float] = []
-    segment: list[int] = []
-    for index, relation in enumerate(tower[done:]):
-        planned = plan_segment(
-            observations[-1],
-            relation,
-            speed=speed,
-            clearance=CLEARANCE + rng.uniform(0.0, 0.03),
-            place_offset=_draw_offset(rng),
-            grip_offset=_draw_grip(rng),
-        )
-        for action in planned:
-            observation, reward, *_ = env.step(action)
-            observations.append(observation)
-            rewards.append(reward)
-        actions.extend(planned)
-        segment.extend([index] * len(planned))
-    return Demonstration(
-        observations=np.array(observations),
-        actions=np.array(actions).reshape(-1, 8),
-        rewards=np.array(rewards, dtype=np.float64),
-        segment=np.array(segment, dtype=np.int64),
-        relations=tower[done:],
-        success=set(tower) <= env.relations(),
-    )
-
-
-def _draw_offset(rng: np.random.Generator) -> tuple[float, float]:
+def draw_offset(rng: np.random.Generator) -> tuple[float, float]:
+    """How far (x, y) [m] a slab is set down off its place."""
     x, y = np.clip(rng.normal(0.0, 0.003, 2), -0.008, 0.008)
     return float(x), float(y)
 
 
-def _draw_grip(rng: np.random.Generator) -> tuple[float, float]:
+def draw_grip(rng: np.random.Generator) -> tuple[float, float]:
     """Half of the grips are off the middle, for a planner's sometimes are: the data say how to go on."""
     outwards, leftwards = np.clip(rng.normal(0.0, GRIP_SPREAD, 2), -2.0 * GRIP_SPREAD, 2.0 * GRIP_SPREAD)
     return (float(outwards), float(leftwards)) if rng.random() < 0.5 else (0.0, 0.0)
 
 
 def _check_feasible(blocks: NDArray[np.float64], relation: Relation) -> None:
-    name = format_relation(relation)
-    if relation[0] == relation[1]:
+    name, (upper, lower) = format_relation(relation), relation
+    if upper == lower:
         raise ValueError(f"cannot put {name}: a block cannot stand on itself")
-    if (blocks[:, 7] > 0.5).any():
-        raise ValueError(f"cannot put {name}: the gripper already holds {BLOCKS[int(blocks[:, 7].argmax())]}")
-    for block in relation:
-        offset = blocks[:, :3] - blocks[block, :3]
-        covering = (np.abs(offset[:, :2]) < HORIZONTAL_TOLERANCE).all(axis=1) & (offset[:, 2] > SLAB_HEIGHT / 2.0)
-        covering[relation[0]] = False
-        if covering.any():
-            raise ValueError(f"cannot put {name}: {BLOCKS[int(covering.argmax())]} lies on {BLOCKS[block]}")
+    held = int(blocks[:, 7].argmax()) if (blocks[:, 7] > 0.5).any() else None
+    if held not in (None, upper):
+        raise ValueError(f"cannot put {name}: the gripper already holds {BLOCKS[held]}")
+    for block in {upper, lower} - {GROUND, held}:
+        covering = [n for n in blocks_above(blocks[:, :3], block, held) if n != upper]
+        if covering:
+            raise ValueError(f"cannot put {name}: {BLOCKS[covering[0]]} lies on {BLOCKS[block]}")
 
 
 def _segment_actions(
     state: NDArray[np.float64],
-    blocks: NDArray[np.float64],
-    relation: Relation,
+    upper: int,
+    set_down: NDArray[np.float64],
     speed: float,
     clearance: float,
-    place_offset: tuple[float, float],
     grip_offset: tuple[float, float],
 ) -> Iterator[NDArray[np.float64]]:
-    upper, lower = relation
-    cruise = float(blocks[:, 2].max()) + SLAB_HEIGHT / 2.0 + SLAB_HEIGHT + clearance
-    pick = _tip_over(blocks[upper, :3], grip_offset, above=SLAB_HEIGHT / 2.0 + GRIP_GAP)
-    set_down = blocks[lower, :3] + np.array([*place_offset, 0.0])
-    place = _tip_over(set_down, grip_offset, above=1.5 * SLAB_HEIGHT + GRIP_GAP + PLACE_GAP)
-
+    blocks = state[7:].reshape(len(BLOCKS), 8)
+    holding = bool(blocks[upper, 7] > 0.5)
+    highest = max(z for n, z in enumerate(blocks[:, 2]) if n != upper or not holding)
+    cruise = float(highest) + SLAB_HEIGHT / 2.0 + SLAB_HEIGHT + clearance
     joints = state[:7]
     tip = np.array([joints[0], *tip_cylindrical(joints)[1:]])
+    above = SLAB_HEIGHT / 2.0 + GRIP_GAP
+    if holding:
+        grip_offset, above = _grip(tip, blocks[upper, :3])
+    pick = _tip_over(blocks[upper, :3], grip_offset, above)
+    place = _tip_over(set_down, grip_offset, above + PLACE_GAP)
+
     if not _is_tool_down(joints, tip):
         tip = np.clip(tip, (-2.5, 0.5, cruise), (2.5, 0.65, max(cruise, 0.45)))
         upright = inverse_kinematics(*tip)
         for share in _trapezoid(float(np.abs(upright - joints).max()), JOINT_RATE * speed):
-            yield np.append(joints + share * (upright - joints), 0.0)
+            yield np.append(joints + share * (upright - joints), float(holding))
 
     def hold(where: NDArray[np.float64], ticks: int, grip: float) -> Iterator[NDArray[np.float64]]:
         for _ in range(ticks):
@@ -191,18 +138,33 @@ def _segment_actions(
         for where in path:
             yield np.append(inverse_kinematics(*where), grip)
 
-    above_pick, above_place = (np.array([*where[:2], cruise]) for where in (pick, place))
+    def descend(start: NDArray[np.float64], end: NDArray[np.float64], grip: float) -> Iterator[NDArray[np.float64]]:
+        aside = math.hypot(*((start - end)[:2] * (end[1], 1.0)))
+        if not aside < NEAR or start[2] - end[2] < aside:
+            over = np.array([*end[:2], cruise])
+            yield from follow(_lift_and_transit(start, over, speed), grip)
+            start = over
+        yield from follow(_straight(start, end, speed), grip)
+
+    if not holding:
+        yield from descend(tip, pick, 0.0)
+        yield from hold(pick, DWELL_BEFORE_GRIP, 0.0)
+        yield from hold(pick, DWELL_AFTER_GRIP, 1.0)
+        tip = pick
+    yield from descend(tip, place, 1.0)
     retreat = np.array([*place[:2], place[2] + RETREAT])
-    yield from follow(_lift_and_transit(tip, above_pick, speed), 0.0)
-    yield from follow(_straight(above_pick, pick, speed), 0.0)
-    yield from hold(pick, DWELL_BEFORE_GRIP, 0.0)
-    yield from hold(pick, DWELL_AFTER_GRIP, 1.0)
-    yield from follow(_lift_and_transit(pick, above_place, speed), 1.0)
-    yield from follow(_straight(above_place, place, speed), 1.0)
     yield from hold(place, 1, 1.0)
     yield from hold(place, DWELL_AFTER_RELEASE, 0.0)
     yield from follow(_straight(place, retreat, speed), 0.0)
     yield from hold(retreat, REST, 0.0)
+
+
+def _grip(tip: NDArray[np.float64], position: NDArray[np.float64]) -> tuple[tuple[float, float], float]:
+    """Where a tip (azimuth, radius, height) holds a slab at `position` (3,): outwards and leftwards of its middle, and above it."""
+    azimuth, radius, height = tip
+    c, s = math.cos(azimuth), math.sin(azimuth)
+    x, y, z = position
+    return (radius - (c * x + s * y), s * x - c * y), height - z
 
 
 def _is_tool_down(joints: NDArray[np.float64], tip: NDArray[np.float64]) -> bool:

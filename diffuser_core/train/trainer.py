@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from diffuser_core import __version__
-from diffuser_core.checkpoint import Checkpoint
+from diffuser_core.checkpoint import Checkpoint, object_columns
 from diffuser_core.config import to_mapping
 from diffuser_core.data.demonstrations import SegmentData
 from diffuser_core.data.windows import Symmetries, Windows, match_channels
@@ -61,7 +61,7 @@ class Trainer:
         self.normalizer = Normalizer.fit(config.data.normalizer, rows.numpy(), config.data.least_scale).to(self.device)
         self._symmetries = Symmetries.of(self.channels, config.data.exchangeable, config.data.mirror)
         if config.data.normalizer == 'limits':
-            self.normalizer = _symmetric(self.normalizer, self._symmetries)
+            self.normalizer = _symmetric(self.normalizer, self._symmetries, object_columns(self.channels, self._objects)[1])
         segments = torch.from_numpy(data.bounds) - torch.tensor([0, 1])
         held_out = max(1, round(HELD_OUT * len(segments)))
         if len(segments) <= held_out:
@@ -70,7 +70,7 @@ class Trainer:
         self._validation = self._windows(rows, segments[-held_out:])
 
         torch.manual_seed(config.seed)
-        self.network = TemporalUNet(len(names), config.model, [self.channels.indices(o).tolist() for o in self._objects])
+        self.network = TemporalUNet(len(names), config.model, *object_columns(self.channels, self._objects))
         self._parent = self._start(Path(config.start_from)) if config.start_from is not None else None
         self.network.to(self.device)
         self._average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
@@ -246,9 +246,11 @@ class Trainer:
         return summary
 
 
-def _symmetric(normalizer: Normalizer, symmetries: Symmetries) -> Normalizer:
-    """Widen limits so that every symmetry of the data maps the normal range onto itself."""
+def _symmetric(normalizer: Normalizer, symmetries: Symmetries, things: list[list[int]]) -> Normalizer:
+    """Widen limits so that every symmetry of the data maps the normal range onto itself, and `things` have the same units."""
     low, high = normalizer.offset - normalizer.scale, normalizer.offset + normalizer.scale
+    for alike in zip(*things):
+        low[list(alike)], high[list(alike)] = low[list(alike)].min(), high[list(alike)].max()
     order = symmetries.permutations.to(low.device)
     low, high = low[order].amin(0), high[order].amax(0)
     mirrored = symmetries.mirror.to(low.device) < 0
