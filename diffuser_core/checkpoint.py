@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,17 +26,10 @@ from diffuser_core.normalize import Normalizer
 from diffuser_core.trajectory import Channels
 from diffuser_core.unet import TemporalUNet, UNetConfig
 
-__all__ = ['Checkpoint', 'CheckpointError', 'DiffusionConfig', 'object_columns']
+__all__ = ['Checkpoint', 'CheckpointError', 'DiffusionConfig']
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, DESCRIPTION = 'model.safetensors', 'config.yaml'
-
-
-def object_columns(channels: Channels, objects: Sequence[Sequence[str]]) -> tuple[list[list[int]], list[list[int]]]:
-    """Columns of alike objects, and of all things that have the same fields as they, e.g. the arm's tip."""
-    if not objects:
-        return [], []
-    return ([channels.indices(o).tolist() for o in objects], channels.things([name.rpartition('.')[2] for name in objects[0]]))
 
 
 class CheckpointError(ValueError):
@@ -67,7 +60,6 @@ class Checkpoint:
     goal        channels that training showed as a goal on the last step; empty if none
     horizon     steps of a training window
     step_dt     seconds between steps
-    objects     goal channels of each of several objects that are alike; empty if there are none
     provenance  command, config, data fingerprint, steps, date, losses, library version: free-form, for people
     """
 
@@ -79,12 +71,11 @@ class Checkpoint:
     horizon: int
     step_dt: float
     goal: tuple[str, ...] = ()
-    objects: tuple[tuple[str, ...], ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def network(self) -> TemporalUNet:
         """The denoiser with these weights, on the CPU, ready for inference."""
-        network = TemporalUNet(len(self.channels), self.model, *object_columns(self.channels, self.objects))
+        network = TemporalUNet(len(self.channels), self.model, self.channels.things(self.model.pointers))
         try:
             network.load_state_dict(dict(self.weights))
         except RuntimeError as error:
@@ -113,7 +104,7 @@ class Checkpoint:
             'format': FORMAT, 'weights_sha256': hashlib.sha256(data).hexdigest(),
             'channels': [{'name': n, 'unit': u} for n, u in zip(self.channels.names, self.channels.units)],
             'actions': self.channels.actions, 'goal': list(self.goal),
-            'objects': [list(o) for o in self.objects], 'horizon': self.horizon, 'step_dt': self.step_dt,
+            'horizon': self.horizon, 'step_dt': self.step_dt,
             'model': to_mapping(self.model), 'diffusion': to_mapping(self.diffusion),
             'normalizer': self.normalizer.as_dict(), 'provenance': dict(self.provenance),
         }
@@ -155,14 +146,11 @@ class Checkpoint:
             if len(normalizer.offset) != len(channels):
                 raise ValueError(f'normalizer has {len(normalizer.offset)} entries for {len(channels)} channels')
             goal = tuple(str(n) for n in described['goal'])
-            objects = tuple(tuple(str(n) for n in o) for o in described['objects'])
-            if len({len(o) for o in objects}) > 1:
-                raise ValueError('all objects need the same number of channels')
-            channels.indices([*goal, *(n for o in objects for n in o)])
+            channels.indices(goal)
             checkpoint = cls(
                 weights, from_mapping(UNetConfig, described['model'], f'{where}: model'),
                 from_mapping(DiffusionConfig, described['diffusion'], f'{where}: diffusion'), normalizer, channels,
-                int(described['horizon']), float(described['step_dt']), goal, objects,
+                int(described['horizon']), float(described['step_dt']), goal,
                 described['provenance'])
         except SafetensorError as error:
             raise CheckpointError(f'{folder / WEIGHTS} is not a safetensors file: {error}') from error
@@ -184,12 +172,12 @@ def _description(path: Path) -> dict[str, Any]:
     if not isinstance(described, dict) or described.get('format') != FORMAT:
         found = described.get('format') if isinstance(described, dict) else None
         raise CheckpointError(f'{path}: format must be {FORMAT}, got {found!r}')
-    needed = ('weights_sha256', 'channels', 'actions', 'goal', 'objects', 'horizon', 'step_dt', 'model', 'diffusion',
+    needed = ('weights_sha256', 'channels', 'actions', 'goal', 'horizon', 'step_dt', 'model', 'diffusion',
               'normalizer', 'provenance')
     missing = [key for key in needed if key not in described]
     if missing:
         raise CheckpointError(f'{path}: missing {", ".join(missing)}')
-    for key, kind in (('channels', list), ('goal', list), ('objects', list), ('model', dict),
+    for key, kind in (('channels', list), ('goal', list), ('model', dict),
                       ('diffusion', dict), ('normalizer', dict), ('provenance', dict)):
         if not isinstance(described[key], kind):
             raise CheckpointError(f'{path}: {key} must be a {kind.__name__}, got {described[key]!r}')

@@ -46,8 +46,9 @@ class Channels:
         return np.array([self.names.index(n) for n in names], dtype=np.int64)
 
     def things(self, fields: Sequence[str]) -> list[list[int]]:
-        """Columns of everything that has all these fields: for 'x' and 'y', those of 'red.x' and 'red.y', 'tip.x' and 'tip.y', ..."""
-        heads = dict.fromkeys(name.rpartition('.')[0] for name in self.names)
+        """Columns of each thing that has all these fields: for 'x', 'y' those of 'red.x', 'red.y', of 'tip.x', 'tip.y', ...; no
+        thing if there are no fields."""
+        heads = dict.fromkeys(name.rpartition('.')[0] for name in self.names if fields)
         wanted = [[f'{head}.{field}' for field in fields] for head in heads]
         return [self.indices(names).tolist() for names in wanted if set(names) <= set(self.names)]
 

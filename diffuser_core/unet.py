@@ -4,8 +4,7 @@ Architecture of Janner et al. (2022), appendix C: residual blocks of two (convol
 the embedded denoising level added between them, halving the time axis on the way down and doubling it on the way up.
 
 With `context` the blocks are also told, at every step, what is known of the first and the last one: the paper leaves it to
-the convolutions to carry the inpainted start and goal along the whole horizon, which was learnt more slowly here. Where
-several objects are alike, the context also says from where to where the one goes that the goal moves farthest.
+the convolutions to carry the inpainted start and goal along the whole horizon, which was learnt more slowly here.
 
 With `pointers` the network need not compute a place that is known already: see `PointerHead`.
 """
@@ -31,14 +30,15 @@ class UNetConfig:
 
     context    features of the known first and last step that scale and shift every block; 0 is the paper's network
     attention  linear attention along time after every pair of blocks, as the released code has for Kuka and HalfCheetah
-    pointers   places are predicted as mixtures of the known places plus a remainder; needs context and alike objects
+    pointers   fields of places that several things have, e.g. azimuth, radius, z: they are predicted as mixtures of the things'
+               known places plus a remainder; needs context. Empty: nothing is
     """
 
     width: int = 32
     multipliers: tuple[int, ...] = (1, 2, 4)
     context: int = 0
     attention: bool = False
-    pointers: bool = False
+    pointers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.width < GROUPS or self.width % GROUPS:
@@ -59,30 +59,18 @@ class UNetConfig:
 class ContextEncoder(nn.Module):
     """Features of what is known of the first and last step: (batch, horizon, channels) values and mask -> (batch, size).
 
-    objects  (objects, fields) columns that hold the places of objects that are alike; may be empty
+    They end with the known values and their mask themselves, 2 x 2 x channels numbers.
     """
 
-    objects: torch.Tensor
-
-    def __init__(self, channels: int, hidden: int, objects: Sequence[Sequence[int]]) -> None:
+    def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.register_buffer('objects', torch.tensor([list(o) for o in objects], dtype=torch.int64), persistent=False)
-        raw = 4 * channels + (2 * len(objects[0]) if objects else 0)
-        self.mlp = nn.Sequential(nn.Linear(raw, hidden), nn.Mish(), nn.Linear(hidden, hidden), nn.Mish())
-        self.size = raw + hidden
+        self.mlp = nn.Sequential(nn.Linear(4 * channels, hidden), nn.Mish(), nn.Linear(hidden, hidden), nn.Mish())
+        self.size = hidden + 4 * channels
 
     def forward(self, known: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         ends = [0, -1]
         shown = mask[:, ends].to(known.dtype)
-        values = known[:, ends] * shown
-        parts = [values.flatten(1), shown.flatten(1)]
-        if len(self.objects):
-            places = values[:, :, self.objects]  # (batch, first / last, objects, fields)
-            farthest = (places[:, 1] - places[:, 0]).square().sum(-1).argmax(-1)
-            moved = places[torch.arange(len(places), device=places.device), :, farthest]
-            goal_known = shown[:, 1, self.objects].amin((1, 2))
-            parts.append(moved.flatten(1) * goal_known[:, None])
-        raw = torch.cat(parts, dim=1)
+        raw = torch.cat([(known[:, ends] * shown).flatten(1), shown.flatten(1)], dim=1)
         return torch.cat([self.mlp(raw), raw], dim=1)
 
 
@@ -90,9 +78,9 @@ class PointerHead(nn.Module):
     """Places as mixtures of known places: features (batch, width, horizon) and the known first and last step -> (batch,
     channels, horizon).
 
-    At every step, each field of each thing (the x of the red block, of the tip, ...) is the average of that field over all things'
-    known first and last places, weighted by a softmax that the features give. A hand that rests on a block then has exactly that
-    block's place, however seldom such a place was seen in training. Channels that belong to no thing get zeros.
+    At every step, each field of each thing (the x of the red block, of the tip, ...) is the average of that field over the known
+    first and last places of all things, weighted by a softmax that the features give. A hand that rests on a block then has
+    exactly that block's place, however seldom such a place was seen in training. Channels that belong to no thing get zeros.
 
     things  (things, fields) columns; one field must have the same normal units for all things
     """
@@ -200,22 +188,20 @@ class BlockPair(nn.ModuleList):
 class TemporalUNet(nn.Module):
     """Denoiser: noisy trajectories (batch, horizon, channels) and levels (batch,) -> prediction of the same shape.
 
-    objects  for the context: columns of the places of objects that are alike, (objects, fields)
-    things   for pointers: columns of the places of everything that is measured like them, (things, fields)
+    things  for pointers: columns of the places that are measured alike, (things, fields)
 
     A network with context also needs what `encode` makes of the known values, for the batch or for one that all share.
     """
 
-    def __init__(self, channels: int, config: UNetConfig, objects: Sequence[Sequence[int]] = (),
-                 things: Sequence[Sequence[int]] = ()) -> None:
+    def __init__(self, channels: int, config: UNetConfig, things: Sequence[Sequence[int]] = ()) -> None:
         super().__init__()
         if config.pointers and not things:
-            raise ValueError('model.pointers needs objects that are alike: data.exchangeable with goals')
+            raise ValueError(f'model.pointers: nothing has all the fields {", ".join(config.pointers)}')
         self.channels = channels
         self.config = config
         widths = [config.width * m for m in config.multipliers]
         self.embedding = LevelEmbedding(config.width)
-        self.context = ContextEncoder(channels, config.context, objects) if config.context else None
+        self.context = ContextEncoder(channels, config.context) if config.context else None
         context = self.context.size if self.context is not None else 0
 
         def pair(inputs: int, outputs: int) -> BlockPair:
@@ -253,7 +239,7 @@ class TemporalUNet(nn.Module):
             x = grow(pair(torch.cat([x, kept.pop()], dim=1), embedded, context))
         features = self.head[0](x)
         out = self.head[1](features)
-        if self.pointers is not None:
-            ends = context[:, self.context.mlp[0].out_features:][:, :4 * self.channels].unflatten(1, (2, 2, self.channels))
+        if self.pointers is not None and context is not None:
+            ends = context[:, -4 * self.channels:].unflatten(1, (2, 2, self.channels))
             out = out + self.pointers(features, ends[:, 0], ends[:, 1])
         return out.transpose(1, 2)

@@ -52,7 +52,7 @@ def test_damaged_weights_are_noticed(folder):
 
 
 @pytest.mark.parametrize(('change', 'message'), [
-    (lambda d: d.update(format=7), 'format must be 1, got 7'),
+    (lambda d: d.update(format=7), 'format must be 2, got 7'),
     (lambda d: d.pop('normalizer'), 'missing normalizer'),
     (lambda d: d['normalizer'].update(scale=[1.0, 0.0]), 'positive finite scales'),
     (lambda d: d['normalizer'].update(scale=[1.0], offset=[1.0]), '1 entries for 2 channels'),
@@ -60,7 +60,6 @@ def test_damaged_weights_are_noticed(folder):
     (lambda d: d['model'].update(width=16), 'does not fit the network'),
     (lambda d: d['diffusion'].update(prediction='score'), "must be one of x0, epsilon, v, got 'score'"),
     (lambda d: d.update(goal=['z']), 'unknown channel z'),
-    (lambda d: d.update(objects=[['x'], ['x', 'push']]), 'same number of channels'),
     (lambda d: d.update(channels='x'), 'channels must be a list'),
     (lambda d: d['channels'][0].pop('unit'), 'unit'),
     (lambda d: d.update(step_dt=0.0), 'step_dt positive'),

@@ -12,6 +12,7 @@ from diffuser_core.diffusion import LossWeights, clean_estimate, noised, target,
 from diffuser_core.normalize import Normalizer
 from diffuser_core.sampler import Denoiser, denoise, noised_start
 from diffuser_core.schedule import NoiseSchedule, cosine_betas, strided_levels
+from diffuser_core.trajectory import Channels
 from diffuser_core.unet import TemporalUNet, UNetConfig
 
 
@@ -76,13 +77,41 @@ def test_the_network_is_told_what_is_known_of_both_ends_and_nothing_else():
         TemporalUNet(2, UNetConfig(8, (1, 2)))(x, i, context)
 
 
-def test_the_context_says_from_where_to_where_the_farthest_moved_object_goes():
-    network = TemporalUNet(4, UNetConfig(8, (1, 2), context=16), objects=[[0, 1], [2, 3]])
-    known, mask = torch.zeros(2, 4, 4), torch.ones(2, 4, 4, dtype=torch.bool)
-    known[:, 0] = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    known[:, -1] = torch.tensor([1.1, 2.0, 3.0, 9.0])
-    mask[1, -1, 0] = False  # without the whole goal nothing is said
-    assert network.encode(known, mask)[:, -4:].tolist() == [[3, 4, 3, 9], [0, 0, 0, 0]]
+def pointing(things=((0, 1), (2, 3)), channels=5):
+    torch.manual_seed(0)
+    return TemporalUNet(channels, UNetConfig(8, (1, 2), context=16, pointers=('x', 'y')), things)
+
+
+def test_pointers_copy_a_known_place_exactly_and_never_an_unknown_one():
+    network = pointing()
+    known, mask = torch.zeros(1, 4, 5), torch.zeros(1, 4, 5, dtype=torch.bool)
+    known[0, 0] = torch.tensor([0.1, 0.2, 0.3, 0.4, 9.0])
+    known[0, -1] = torch.tensor([0.5, 0.6, 0.7, 0.8, 9.0])
+    mask[0, 0] = True
+    mask[0, -1, :2] = True
+    ends = network.encode(known, mask)[:, -20:].unflatten(1, (2, 2, 5))
+    head = network.pointers
+    sources = {0: (0.1, 0.2), 1: (0.3, 0.4), 2: (0.5, 0.6)}  # first places of both things, last place of the first one
+    torch.nn.init.zeros_(head.logits.weight)
+    for source, place in sources.items():
+        with torch.no_grad():
+            head.logits.bias.copy_(30.0 * (torch.arange(16) % 4 == source))
+        copied = head(torch.randn(1, 8, 4), ends[:, 0], ends[:, 1])[0]
+        assert copied.shape == (5, 4) and torch.equal(copied[4], torch.zeros(4))
+        torch.testing.assert_close(copied[:4], torch.tensor([*place, *place])[:, None].expand(4, 4))
+    with torch.no_grad():
+        head.logits.bias.copy_(30.0 * (torch.arange(16) % 4 == 3))  # the last place of the second thing is not known
+    mixed = head(torch.randn(1, 8, 4), ends[:, 0], ends[:, 1])[0]
+    torch.testing.assert_close(mixed[0], torch.full((4,), (0.1 + 0.3 + 0.5) / 3))
+
+
+def test_pointers_need_a_context_and_things_with_the_fields():
+    with pytest.raises(ValueError, match='model.pointers needs a model.context'):
+        UNetConfig(8, (1, 2), pointers=('x',))
+    with pytest.raises(ValueError, match='nothing has all the fields x, y'):
+        pointing(things=())
+    channels = Channels(('red.x', 'red.y', 'tip.y', 'tip.x', 'blue.x', 'q'), ('m',) * 6)
+    assert channels.things(('x', 'y')) == [[0, 1], [3, 2]] and channels.things(()) == []
 
 
 @pytest.mark.parametrize('prediction', ['x0', 'epsilon', 'v'])

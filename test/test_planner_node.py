@@ -24,7 +24,7 @@ from std_srvs.srv import SetBool
 
 from diffuser_core.envs.kuka_kinematics import JOINT_NAMES, JOINT_UPPER
 from diffuser_core.envs.stacking import BLOCKS
-from diffuser_core.envs.stacking_features import PLACES
+from diffuser_core.envs.stacking_features import FEATURES, PLACES
 from diffuser_core.trajectory import Channels
 from diffuser_ros.commander import Commander
 from diffuser_ros.conversions import nanoseconds
@@ -320,10 +320,10 @@ def test_an_untrained_network_drives_the_robot_and_a_reset_repeats_it(session, c
 
 
 def test_a_checkpoint_of_another_robot_is_refused(tmp_path):
-    names = (*JOINT_NAMES[:6], *PLACES, 'door.angle')
+    names = (*FEATURES[:2], *PLACES, 'door.angle')
     untrained(Channels(names, ('1',) * len(names)), PLACES).save(tmp_path / 'other')
     with pytest.raises(StartError, match=r'other: the checkpoint does not fit this robot: it lacks the channels '
-                                         r'lbr_iiwa_joint_7, red.attached.* unknown channels door.angle'):
+                                         r'tip.z, moved.attached.* unknown channels door.angle'):
         load_policy(PlannerParameters(checkpoint=str(tmp_path / 'other')))
 
 

@@ -7,42 +7,52 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from diffuser_core.envs.kuka_kinematics import JOINT_NAMES
-from diffuser_core.envs.stacking import BLOCKS, CHANNELS, SLAB_HEIGHT
-from diffuser_core.envs.stacking_features import ATTACHED, FEATURES, PLACES, cartesian, cylindrical, features
+from diffuser_core.envs.kuka_kinematics import JOINT_NAMES, inverse_kinematics
+from diffuser_core.envs.stacking import BLOCKS, CHANNELS, GROUND, SLAB_HEIGHT
+from diffuser_core.envs.stacking_features import (
+    FEATURES,
+    PLACES,
+    TIP,
+    UNITS,
+    cartesian,
+    cylindrical,
+    features,
+    named_plan,
+    slots,
+)
 from diffuser_core.envs.stacking_goal import GoalError, StackingGoal
 from diffuser_core.envs.stacking_policy import StackingPolicy
 from diffuser_core.planner import Planner
 from diffuser_core.trajectory import Channels, Plan
 
-GROUND = np.array([[0.6, 0.0], [0.0, 0.6], [0.0, -0.6], [-0.4, 0.4]])
+LAYOUT = np.array([[0.6, 0.0], [0.0, 0.6], [0.0, -0.6], [-0.4, 0.4]])
 POSITIONS = tuple(f'{block}.{axis}' for block in BLOCKS for axis in 'xyz')
 TICK = 1 / 24
 
 
-def observation(heights=(0, 0, 0, 0), places=GROUND, joints=0.1, held=None):
+def observation(heights=(0, 0, 0, 0), places=LAYOUT, tip=(0.1, 0.5, 0.3), held=None):
     """Blocks at `places` (4, 2), `heights` slabs above the ground."""
-    values = dict.fromkeys(JOINT_NAMES, joints)
+    values = dict(zip(JOINT_NAMES, inverse_kinematics(*tip)))
     blocks = np.column_stack([places, SLAB_HEIGHT * (np.asarray(heights) + 0.5)])
     values |= dict(zip(POSITIONS, blocks.ravel()))
-    values |= {name: float(n == held) for n, name in enumerate(ATTACHED)}
+    values |= {f'{block}.attached': float(n == held) for n, block in enumerate(BLOCKS)}
     return values
 
 
 def stacked(*pairs):
     """Observation in which each pair (upper, lower) stands, given bottom first."""
-    places, heights = GROUND.copy(), [0, 0, 0, 0]
+    places, heights = LAYOUT.copy(), [0, 0, 0, 0]
     for upper, lower in pairs:
         places[upper], heights[upper] = places[lower], heights[lower] + 1
     return observation(heights, places)
 
 
 class ScriptedPlanner(Planner):
-    """A planner whose plans jump to the conditioned end at once, or build `proposals` where no goal is given."""
+    """A planner whose plans jump to the conditioned end at once; without a goal, they put the moved block on one of the others."""
 
     def __init__(self):
         super().__init__(untrained_stacking())
-        self.proposals = []
+        self.onto = []  # which of the others ('first', ...) the next proposals build on, or None to leave the block where it is
         self.asked = []
 
     def candidates(self, observation, conditions=None, *, count, warm_start=None, sampling=None, t0=0.0, **unused):
@@ -52,12 +62,16 @@ class ScriptedPlanner(Planner):
             values = np.repeat(observation[None], 16, axis=0)
             if conditions is not None:
                 values[-1] = np.where(conditions.mask[-1], conditions.values[-1], values[-1])
-            elif self.proposals:
-                upper, lower = self.proposals.pop(0)
-                rows = self.channels.indices(PLACES).reshape(4, 3)
-                values[-1, rows[upper]] = values[-1, rows[lower]] + (0.01, -0.02, SLAB_HEIGHT + 0.004)
+            elif self.onto and (other := self.onto.pop(0)) is not None:
+                moved, below = (self.channels.indices([f'{name}.{field}' for field in ('azimuth', 'radius', 'z')])
+                                for name in ('moved', other))
+                values[-1, moved] = values[-1, below] + (0.01, -0.02, SLAB_HEIGHT + 0.004)
             plans.append(Plan(values, self.channels, t0, self.step_dt, {'warm': warm_start is not None}))
         return plans
+
+    def end(self):
+        """Channel -> value at the end that the last plan was asked for."""
+        return dict(zip(self.channels.names, self.asked[-1][0].values[-1]))
 
 
 @pytest.fixture
@@ -89,26 +103,37 @@ def test_relations_are_put_in_building_order():
 
 
 def test_a_checkpoint_of_another_robot_is_refused_naming_the_channels():
-    other = Channels((*(n for n in FEATURES if n != JOINT_NAMES[6]), 'wheel'), ('1',) * 23)
-    with pytest.raises(ValueError, match='lacks the channels lbr_iiwa_joint_7; it has the unknown channels wheel'):
-        StackingPolicy(Planner(untrained(other, PLACES)))
-    goalless = untrained(Channels(FEATURES, ('1',) * 23))
-    with pytest.raises(ValueError, match='not trained with goals for red.azimuth'):
+    other = Channels((*FEATURES[:-1], 'wheel'), UNITS)
+    with pytest.raises(ValueError, match='lacks the channels third.z; it has the unknown channels wheel'):
+        StackingPolicy(Planner(untrained(other, PLACES[:-1])))
+    goalless = untrained(Channels(FEATURES, UNITS))
+    with pytest.raises(ValueError, match='not trained with goals for moved.azimuth'):
         StackingPolicy(Planner(goalless))
 
 
-def test_a_goal_that_needs_a_covered_block_is_refused_and_the_old_goal_stays(policy):
-    old = StackingGoal('stack')
-    policy.set_goal(old, observation())
-    with pytest.raises(GoalError, match='red on green needs green free, but blue stands on it'):
-        policy.set_goal(StackingGoal.parse('relations', ['red on green']), stacked((2, 1)))
-    assert policy.goal == old
-    policy.set_goal(StackingGoal.parse('relations', ['blue on green', 'red on blue']), stacked((2, 1)))
+def test_what_is_in_the_way_is_put_on_the_ground_first(policy):
+    policy.set_goal(StackingGoal.parse('relations', ['red on green']), stacked((2, 1)))
+    assert policy.act(stacked((2, 1)), 0.0).subgoal == (2, GROUND)
+    end = policy.planner.end()
+    assert end['moved.z'] == pytest.approx(SLAB_HEIGHT / 2) and end['moved.radius'] == pytest.approx(0.6)
+    place = cartesian(np.array([end['moved.azimuth'], end['moved.radius'], end['moved.z']]))[:2]
+    assert np.linalg.norm(LAYOUT[[0, 1, 3]] - place, axis=1).min() > 0.3
+    policy.act(observation(held=2), TICK)
+    down = LAYOUT.copy()
+    down[2] = place
+    far = observation(places=down, tip=(1.0, 0.5, 0.3))
+    assert policy.act(far, 2 * TICK).subgoal == (2, GROUND)  # the arm has not finished its plan
+    assert policy.act(far, 3 * TICK).subgoal == (0, 1)
+
+
+def test_what_is_in_the_way_goes_where_it_is_wanted_if_that_can_be_done_at_once(policy):
+    policy.set_goal(StackingGoal.parse('relations', ['red on green', 'blue on yellow']), stacked((2, 1)))
+    assert policy.act(stacked((2, 1)), 0.0).subgoal == (2, 3)
 
 
 def test_without_a_goal_the_arm_holds_and_nothing_is_planned(policy):
-    first = policy.act(observation(joints=0.1), 0.0)
-    later = policy.act(observation(joints=0.1 + 1e-3), TICK)
+    first = policy.act(observation(), 0.0)
+    later = policy.act(observation(tip=(0.101, 0.501, 0.3)), TICK)
     assert first.plan is None and not first.reached and not first.gripper.any()
     assert np.array_equal(first.joints, later.joints) and first.joints.shape == (12, 7)
     assert policy.replans == 0
@@ -119,10 +144,9 @@ def test_relations_are_built_bottom_up_and_then_held(policy):
     policy.set_goal(StackingGoal.parse('relations', ['blue on red', 'red on green']), observation())
     decision = policy.act(observation(), 0.0)
     assert decision.subgoal == (0, 1)
-    conditions, warm = policy.planner.asked[-1]
-    end = dict(zip(policy.planner.channels.names, conditions.values[-1]))
-    assert [end['red.azimuth'], end['red.radius'], end['red.z']] == pytest.approx([np.pi / 2, 0.6, 1.5 * SLAB_HEIGHT])
-    assert [end['blue.azimuth'], end['blue.radius'], end['blue.z']] == pytest.approx([-np.pi / 2, 0.6, 0.5 * SLAB_HEIGHT])
+    end, (_, warm) = policy.planner.end(), policy.planner.asked[-1]
+    assert [end['moved.azimuth'], end['moved.radius'], end['moved.z']] == pytest.approx([np.pi / 2, 0.6, 1.5 * SLAB_HEIGHT])
+    assert [end['second.azimuth'], end['second.radius'], end['second.z']] == pytest.approx([-np.pi / 2, 0.6, 0.5 * SLAB_HEIGHT])
     assert warm is None
     assert policy.act(observation(), TICK).plan.provenance['warm']
     second = policy.act(stacked((0, 1)), 2 * TICK)
@@ -133,22 +157,23 @@ def test_relations_are_built_bottom_up_and_then_held(policy):
 
 def test_the_next_relation_waits_until_the_arm_has_finished_its_plan(policy):
     policy.set_goal(StackingGoal.parse('relations', ['red on green', 'blue on red']), observation())
-    policy.act(observation(), 0.0)
-    moved = stacked((0, 1)) | {JOINT_NAMES[0]: 1.0}
+    policy.act(observation(held=0), 0.0)
+    moved = stacked((0, 1)) | dict(zip(JOINT_NAMES, inverse_kinematics(1.0, 0.5, 0.3)))
     assert policy.act(moved, TICK).subgoal == (0, 1)
 
 
 def test_the_task_stack_pursues_the_first_proposal_that_builds_higher(policy):
-    policy.planner.proposals = [(3, 2), (0, 1), (2, 0)]  # beside the tower; what stands already; on top of it
+    policy.PROPOSALS = 2
+    policy.planner.onto = ['third', None, 'second', 'second', 'third', 'first']  # red is on green; red and then blue, yellow are free
     policy.set_goal(StackingGoal('stack'), stacked((0, 1)))
-    for n in range(2):
-        decision = policy.act(stacked((0, 1)), n * TICK)
-        assert decision.subgoal is None and decision.plan is None and not decision.reached
-    decision = policy.act(stacked((0, 1)), 2 * TICK)
-    assert decision.subgoal == (2, 0) and not decision.plan.provenance['warm']
+    decision = policy.act(stacked((0, 1)), 0.0)  # red on yellow or staying builds no higher
+    assert decision.subgoal is None and decision.plan is None and not decision.reached
+    decision = policy.act(stacked((0, 1)), TICK)  # blue on green, which red covers
+    assert decision.subgoal is None
+    decision = policy.act(stacked((0, 1)), 2 * TICK)  # yellow on blue, or on red: the higher tower
+    assert decision.subgoal == (3, 0)
     assert policy.act(stacked((0, 1)), 3 * TICK).plan.provenance['warm']
-    end = dict(zip(FEATURES, policy.planner.asked[-1][0].values[-1]))
-    assert end['blue.z'] == pytest.approx(2.5 * SLAB_HEIGHT)
+    assert policy.planner.end()['moved.z'] == pytest.approx(2.5 * SLAB_HEIGHT)
 
 
 def test_an_arm_that_stands_still_plans_afresh_after_some_patience(policy):
@@ -158,14 +183,31 @@ def test_an_arm_that_stands_still_plans_afresh_after_some_patience(policy):
 
 
 def test_a_held_block_is_still_brought_to_its_place_when_planning_starts_afresh(policy):
-    policy.planner.proposals = [(0, 1), (2, 3)]
+    policy.planner.onto = ['first']
     policy.set_goal(StackingGoal('stack'), observation())
     assert policy.act(observation(), 0.0).subgoal == (0, 1)
     carried = [policy.act(observation(held=0), n * TICK) for n in range(1, 12)]
     assert {decision.subgoal for decision in carried} == {(0, 1)}
     assert not all(decision.plan.provenance['warm'] for decision in carried)
-    dropped = [policy.act(observation(), n * TICK) for n in range(12, 20)]
-    assert (2, 3) in {decision.subgoal for decision in dropped}
+
+
+def test_a_block_that_is_held_but_not_wanted_is_put_down(policy):
+    policy.set_goal(StackingGoal.parse('relations', ['red on green']), observation(held=3))
+    assert policy.act(observation(held=3), 0.0).subgoal == (3, GROUND)
+
+
+def test_a_block_that_is_knocked_away_starts_a_new_plan_and_what_it_undid_is_built_again(policy):
+    policy.set_goal(StackingGoal.parse('relations', ['red on green', 'blue on red']), stacked((0, 1)))
+    assert policy.act(stacked((0, 1)), 0.0).subgoal == (2, 0)
+    assert policy.act(stacked((0, 1)), TICK).plan.provenance['warm']
+    away = LAYOUT.copy()
+    away[0] = (0.5, -0.1)
+    decision = policy.act(observation(places=away), 2 * TICK)
+    assert decision.subgoal == (0, 1) and not decision.plan.provenance['warm']
+    nearer = away.copy()
+    nearer[1] += (0.05, 0.0)
+    assert not policy.act(observation(places=nearer), 3 * TICK).plan.provenance['warm']
+    assert policy.planner.end()['moved.azimuth'] == pytest.approx(np.arctan2(*nearer[1][::-1]))
 
 
 def test_the_same_goal_again_keeps_the_plan_and_another_one_restarts(policy):
@@ -193,14 +235,33 @@ def test_cylindrical_coordinates_round_trip(positions):
     assert cartesian(cylindrical(positions)) == pytest.approx(positions, abs=1e-9)
 
 
-def test_features_are_the_named_values_of_a_state():
-    state = np.arange(39.0)
-    by_name = dict(zip(FEATURES, features(state)))
+@pytest.mark.parametrize('moved', range(4))
+def test_features_give_the_moved_block_first(moved):
+    state = np.random.default_rng(0).uniform(-1, 1, 39)
+    state[:7] = inverse_kinematics(0.4, 0.55, 0.2)
     named = dict(zip(CHANNELS, state))
-    assert by_name['lbr_iiwa_joint_3'] == named['lbr_iiwa_joint_3'] and by_name['blue.attached'] == named['blue.attached']
-    assert by_name['green.radius'] == pytest.approx(np.hypot(named['green.x'], named['green.y']))
-    assert by_name['green.azimuth'] == pytest.approx(np.arctan2(named['green.y'], named['green.x']))
-    assert features(np.stack([state, state])).shape == (2, 23)
+    by_name = dict(zip(FEATURES, features(state, moved)))
+    assert [by_name[name] for name in TIP] == pytest.approx([0.4, 0.55, 0.2])
+    assert by_name['moved.attached'] == named[f'{BLOCKS[moved]}.attached']
+    assert slots(moved)[0] == moved and sorted(slots(moved)) == [0, 1, 2, 3]
+    for block, slot in zip(slots(moved), ('moved', 'first', 'second', 'third')):
+        x, y = named[f'{BLOCKS[block]}.x'], named[f'{BLOCKS[block]}.y']
+        assert by_name[f'{slot}.radius'] == pytest.approx(np.hypot(x, y))
+        assert by_name[f'{slot}.azimuth'] == pytest.approx(np.arctan2(y, x))
+        assert by_name[f'{slot}.z'] == named[f'{BLOCKS[block]}.z']
+    both = features(np.stack([state, state]), np.array([moved, 0]))
+    np.testing.assert_array_equal(both, [features(state, moved), features(state, 0)])
+
+
+def test_a_plan_for_people_has_joints_and_blocks_by_name():
+    state = np.zeros(39)
+    state[:7] = inverse_kinematics(0.4, 0.55, 0.2)
+    state[7:] = np.column_stack([LAYOUT, np.full(4, 0.03), np.zeros((4, 4)), [0, 0, 1, 0]]).ravel()
+    plan = named_plan(Plan(np.stack([features(state, 2)] * 3), Channels(FEATURES, UNITS), 1.5, 0.1, {'a': 'b'}), 2)
+    assert plan.t0 == 1.5 and plan.step_dt == 0.1 and plan.provenance == {'a': 'b'}
+    last = dict(zip(plan.channels.names, plan.values[-1]))
+    for name in (*JOINT_NAMES, *(f'{block}.{field}' for block in BLOCKS for field in ('x', 'y', 'z', 'attached'))):
+        assert last[name] == pytest.approx(dict(zip(CHANNELS, state))[name], abs=1e-9)
 
 
 def test_an_observation_that_lacks_a_channel_is_refused_by_name(policy):

@@ -105,6 +105,27 @@ def inverse_kinematics(azimuth: float, radius: float, height: float) -> NDArray[
     return joints
 
 
+REACH = np.array([[-JOINT_LIMIT[0], 0.425, 0.03], [JOINT_LIMIT[0], 0.72, 0.63]])
+"""Lowest and highest azimuth [rad], radius [m] and height [m] of a box whose every point the tip can reach."""
+
+
+def nearest_joints(tips: ArrayLike) -> NDArray[np.float64]:
+    """Joints (..., 7) [rad], tool straight down, for tips (..., 3) in cylindrical coordinates.
+
+    A tip outside `REACH` is first brought to its edge. ValueError for another shape and numbers that are not finite.
+    """
+    wanted = np.asarray(tips, dtype=np.float64)
+    if wanted.ndim < 1 or wanted.shape[-1] != 3 or not np.isfinite(wanted).all():
+        raise ValueError(f"tips must be finite numbers of shape (..., 3), got shape {wanted.shape}")
+    azimuth, radius, height = np.moveaxis(np.clip(wanted, *REACH), -1, 0)
+    rise = height + WRIST_TO_TIP - SHOULDER_HEIGHT
+    cosine = (radius**2 + rise**2 - UPPER_ARM**2 - FOREARM**2) / (2.0 * UPPER_ARM * FOREARM)
+    bend = np.arccos(cosine)
+    lean = np.arctan2(radius, rise) - np.arctan2(FOREARM * np.sin(bend), UPPER_ARM + FOREARM * np.cos(bend))
+    zero = np.zeros_like(azimuth)
+    return np.stack([azimuth, lean, zero, -bend, zero, math.pi - lean - bend, zero], axis=-1)
+
+
 def planar_tip(joints: ArrayLike) -> NDArray[np.float64]:
     """Tip (..., 3) as azimuth [rad], radius [m] and height [m] for joints (..., 7) [rad] whose joints 3 and 5 are zero.
 

@@ -1,36 +1,49 @@
-"""From a stacking goal to joint commands: which relation comes next, and the receding-horizon planner that achieves it.
+"""From a stacking goal to joint commands: which move comes next, and the receding-horizon planner that makes it.
 
 Every plan is conditioned on the present state and on where the blocks shall be at its end. For the task 'relations' that
-arrangement follows from the next relation to build. For the task 'stack' (as tall as possible) the model proposes: a plan is
-drawn without a goal, and if it builds higher, the relation at its end becomes the goal that the following plans keep.
+arrangement follows from the next move towards the goal (`stacking_moves`). For the task 'stack' (as tall as possible) the model
+proposes: plans are drawn without a goal, and the relation that the one with the highest tower builds becomes the goal of the
+following plans.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from diffuser_core.conditions import Conditions
-from diffuser_core.envs.kuka_kinematics import JOINT_NAMES
+from diffuser_core.envs.kuka_kinematics import JOINT_NAMES, nearest_joints, planar_tip
 from diffuser_core.envs.stacking import (
     BLOCKS,
+    GROUND,
     HORIZONTAL_TOLERANCE,
     SLAB_HEIGHT,
+    SLAB_SIZE,
     Relation,
-    format_relation,
     standing_relations,
     tallest_chain,
 )
-from diffuser_core.envs.stacking_features import ATTACHED, FEATURES, PLACES, cartesian, features_by_name
-from diffuser_core.envs.stacking_goal import GoalError, StackingGoal
+from diffuser_core.envs.stacking_features import (
+    ATTACHED,
+    FEATURES,
+    PLACES,
+    TIP,
+    cartesian,
+    cylindrical,
+    features,
+    named_plan,
+    slots,
+    state_by_name,
+)
+from diffuser_core.envs.stacking_goal import StackingGoal
+from diffuser_core.envs.stacking_moves import blocks_above, free_place, next_move, room_at
 from diffuser_core.planner import DEFAULT_SAMPLING, Planner, Sampling
 from diffuser_core.receding_horizon import RecedingHorizon
 from diffuser_core.trajectory import Plan
 
 __all__ = ['Decision', 'StackingPolicy']
-
 
 
 @dataclass(frozen=True)
@@ -41,7 +54,7 @@ class Decision:
     gripper  (ticks,) whether the gripper shall be closed
     plan     the plan behind it; None when the arm just holds
     reached  whether the goal stands and the arm is done
-    subgoal  relation being built, or None
+    subgoal  move being made, or None
     """
 
     joints: np.ndarray
@@ -51,19 +64,42 @@ class Decision:
     subgoal: Relation | None
 
 
+@dataclass(frozen=True)
+class _Situation:
+    """A state (39,), and what the rules see of it: centres (blocks, 3) [m], the block that is held, the relations that stand."""
+
+    state: np.ndarray
+    joints: np.ndarray
+    centres: np.ndarray
+    held: int | None
+    standing: frozenset[Relation]
+
+    @classmethod
+    def of(cls, observation: Mapping[str, float]) -> _Situation:
+        state = state_by_name(observation)
+        blocks = state[len(JOINT_NAMES):].reshape(len(BLOCKS), 8)
+        attached = blocks[:, 7] > 0.5
+        return cls(state, state[:len(JOINT_NAMES)], blocks[:, :3], int(attached.argmax()) if attached.any() else None,
+                   standing_relations(blocks[:, :3], attached, np.zeros(len(BLOCKS))))
+
+
 class StackingPolicy:
     """A stacking controller for one robot; call `set_goal`, then `act` at every tick. Not thread-safe.
 
     tail        ticks of commands a decision holds
     commit      plan steps for which the motion of the last plan is kept
-    patience    ticks that the arm may stand still, its relation unbuilt, before planning starts afresh
+    patience    ticks that the arm may stand still, its move unmade, before planning starts afresh
     """
 
     COMMIT = 3
     STILL = 0.03
     """The arm stands still while every joint stays this close to where it was [rad]."""
-    DONE_TOLERANCE = 0.08
-    """A plan is carried out when every joint is this close to the plan's end [rad]."""
+    DONE_TOLERANCE = 0.04
+    """A plan is carried out when the tip is this close to the plan's end [m]."""
+    KNOCKED = 0.02
+    """A block that moves farther than this from one tick to the next [m], neither held nor just let go, was knocked away."""
+    PROPOSALS = 4
+    """Plans drawn without a goal to choose from."""
 
     def __init__(self, planner: Planner, *, sampling: Sampling = DEFAULT_SAMPLING, tick_dt: float = 1 / 24, tail: int = 12,
                  patience: int = 15, commit: int = COMMIT) -> None:
@@ -78,142 +114,173 @@ class StackingPolicy:
             raise ValueError(f'the checkpoint was not trained with goals for {", ".join(lacking)}')
         self.planner = planner
         self.tick_dt = tick_dt
-        self._horizon = RecedingHorizon(planner, sampling, committed=JOINT_NAMES, commit=commit)
+        self._horizon = RecedingHorizon(planner, sampling, committed=TIP, commit=commit)
         self._tail = tail
         self._patience = patience
-        self._joints = planner.channels.indices(JOINT_NAMES)
+        self._tip = planner.channels.indices(TIP)
         self._places = planner.channels.indices(PLACES).reshape(-1, 3)
+        self._attached = planner.channels.names.index(ATTACHED)
         self._order = [FEATURES.index(name) for name in planner.channels.names]
-        self._attached = planner.channels.indices(ATTACHED)
         self.goal: StackingGoal | None = None
-        self._forget()
+        self._start_over()
 
     @property
     def replans(self) -> int:
         """Plans made so far."""
         return self._horizon.replans
 
-    def _forget(self) -> None:
-        self._subgoal: Relation | None = None
-        self._waited = 0
-        self._stood_at: np.ndarray | None = None
-        self._resting: np.ndarray | None = None
-        self._horizon.restart()
-
-    def _start_afresh(self, *, holding: bool) -> None:
-        """Forget the plan, and what to build too unless a block is on its way there."""
-        subgoal = self._subgoal
-        self._forget()
-        if holding:
-            self._subgoal = subgoal
-
     def reset(self, seed: int = 0) -> None:
         """Back to the state after construction, with another seed."""
         self.goal = None
-        self._forget()
+        self._start_over()
         self._horizon.replans = 0
         self.planner.reseed(seed)
 
     def clear_goal(self) -> None:
         """Drop the goal; the arm holds."""
         self.goal = None
-        self._forget()
+        self._start_over()
 
     def set_goal(self, goal: StackingGoal, observation: Mapping[str, float]) -> None:
-        """Pursue `goal`; GoalError, and the old goal stays, if it cannot be built from the present arrangement."""
-        standing = self._standing(self._state(observation))
-        for upper, lower in goal.relations:
-            if (upper, lower) in standing:
-                continue
-            for block in (upper, lower):
-                for top, bottom in standing:
-                    if bottom == block and (top, bottom) not in goal.relations:
-                        raise GoalError(f'{format_relation((upper, lower))} needs {BLOCKS[block]} free, but {BLOCKS[top]} stands '
-                                        'on it; taking towers apart is not supported')
+        """Pursue `goal`, whatever has to be taken apart for it; KeyError if the observation lacks a channel."""
+        _Situation.of(observation)
         if goal != self.goal:
             self.goal = goal
-            self._forget()
+            self._start_over()
+
+    def _start_over(self) -> None:
+        self._proposed: tuple[Relation, ...] = ()
+        self._asked = 0
+        self._seen: _Situation | None = None
+        self._resting: np.ndarray | None = None
+        self._pursue(None)
+
+    def _pursue(self, move: Relation | None) -> None:
+        """Make `move` next, with a new plan."""
+        self._move = move
+        self._ground: np.ndarray | None = None
+        self._plan_afresh()
+
+    def _plan_afresh(self) -> None:
+        self._waited = 0
+        self._stood_at: np.ndarray | None = None
+        self._horizon.restart()
 
     def act(self, observation: Mapping[str, float], now: float) -> Decision:
         """Decide from the state (channel name -> value) at time `now` [s]."""
-        state = self._state(observation)
+        now_is = _Situation.of(observation)
         if self.goal is None:
-            return self._hold(state, reached=False)
-        standing = self._standing(state)
-        if self._subgoal is not None:
-            if self._subgoal in standing and self._carried_out(state):
-                self._forget()
-            elif self._stuck(state):
-                self._start_afresh(holding=bool((state[self._attached] > 0.5).any()))
-        if self._subgoal is None:
-            if self.goal.reached(standing):
-                return self._hold(state, reached=True)
-            self._subgoal = self._next(state, standing, now)
-            if self._subgoal is None:
-                return self._hold(state, reached=False)
+            return self._hold(now_is, reached=False)
+        self._notice(now_is)
+        if self._move is not None and self._made(now_is):
+            if self._carried_out(now_is):
+                self._pursue(None)
+        elif self.goal.relations or self._proposed:
+            wanted = self._next(now_is, now)
+            if wanted != self._move:
+                self._choose(wanted)
+        if self._move is None:
+            wanted = self._next(now_is, now)
+            if wanted is None:
+                return self._hold(now_is, reached=self.goal.reached(now_is.standing))
+            self._choose(wanted)
         self._resting = None
-        plan = self._horizon.plan
-        if plan is None or plan.t0 != now:  # otherwise it is the proposal that has just been made
-            plan = self._horizon.update(state, self._conditions(state, self._subgoal), now)
+        moved = self._move[0]  # type: ignore[index]
+        plan = self._horizon.update(self._features(now_is, moved), self._conditions(now_is), now)
         ahead = plan.at(now + self.tick_dt * np.arange(1, self._tail + 1))
         rows = np.ceil(self.tick_dt / plan.step_dt * np.arange(1, self._tail + 1) - 1e-6).astype(int).clip(max=plan.horizon - 1)
-        gripper = (plan.values[rows][:, self._attached] > 0.5).any(axis=1)  # not between rows: half closed means nothing
-        return Decision(ahead[:, self._joints], gripper, plan, False, self._subgoal)
+        gripper = plan.values[rows, self._attached] > 0.5  # not between rows: half closed means nothing
+        return Decision(nearest_joints(ahead[:, self._tip]), gripper, named_plan(plan, moved), False, self._move)
 
-    def _hold(self, state: np.ndarray, *, reached: bool) -> Decision:
+    def _hold(self, now_is: _Situation, *, reached: bool) -> Decision:
         if self._resting is None:  # kept while holding: following the measured joints would let the arm creep
-            self._resting = state[self._joints]
+            self._resting = now_is.joints
         joints = np.repeat(self._resting[None], self._tail, axis=0)
-        closed = np.full(self._tail, bool((state[self._attached] > 0.5).any()))
-        return Decision(joints, closed, None, reached, None)
+        return Decision(joints, np.full(self._tail, now_is.held is not None), None, reached, None)
 
-    def _state(self, observation: Mapping[str, float]) -> np.ndarray:
-        return features_by_name(observation)[self._order]
+    def _features(self, now_is: _Situation, moved: int) -> np.ndarray:
+        return features(now_is.state, moved)[self._order]
 
-    def _standing(self, state: np.ndarray) -> frozenset[Relation]:
-        return standing_relations(cartesian(state[self._places]), state[self._attached] > 0.5, np.zeros(len(BLOCKS)))
-
-    def _stuck(self, state: np.ndarray) -> bool:
-        """Whether the arm has stood still for longer than demonstrations ever do."""
-        joints = state[self._joints]
-        if self._stood_at is None or np.abs(joints - self._stood_at).max() > self.STILL:
-            self._stood_at, self._waited = joints, 0
+    def _notice(self, now_is: _Situation) -> None:
+        """Plan afresh if a block was knocked away, or if the arm has stood still for longer than demonstrations ever do."""
+        before, self._seen = self._seen, now_is
+        if before is not None:
+            moved = np.linalg.norm(now_is.centres - before.centres, axis=1)
+            if any(distance > self.KNOCKED for n, distance in enumerate(moved) if n not in (before.held, now_is.held)):
+                self._plan_afresh()
+        if self._stood_at is None or np.abs(now_is.joints - self._stood_at).max() > self.STILL:
+            self._stood_at, self._waited = now_is.joints, 0
         self._waited += 1
-        return self._waited > self._patience
+        if self._waited > self._patience:
+            self._plan_afresh()
 
-    def _carried_out(self, state: np.ndarray) -> bool:
+    def _made(self, now_is: _Situation) -> bool:
+        """Whether the present move is made: the block stands where it shall."""
+        assert self._move is not None
+        upper, lower = self._move
+        if lower != GROUND:
+            return self._move in now_is.standing
+        return now_is.held != upper and now_is.centres[upper, 2] < SLAB_HEIGHT
+
+    def _carried_out(self, now_is: _Situation) -> bool:
         plan = self._horizon.plan
         if plan is None:
-            return False
-        end = plan.values[-1]
-        return bool(np.abs(end[self._joints] - state[self._joints]).max() < self.DONE_TOLERANCE)
+            return True
+        end, tip = cartesian(np.stack([plan.values[-1][self._tip], planar_tip(now_is.joints)]))
+        return bool(np.linalg.norm(end - tip) < self.DONE_TOLERANCE)
 
-    def _conditions(self, state: np.ndarray, subgoal: Relation) -> Conditions:
-        """The plan's end: `upper` on `lower`, every other block where it is."""
-        upper, lower = subgoal
-        places = state[self._places]
-        places[upper] = places[lower] + (0.0, 0.0, SLAB_HEIGHT)
-        return self.planner.conditions().known(-1, self.planner.channels, dict(zip(PLACES, places.ravel())))
-
-    def _next(self, state: np.ndarray, standing: frozenset[Relation], now: float) -> Relation | None:
-        """The relation to build now; None if the model's proposal does not build higher."""
-        assert self.goal is not None
-        if self.goal.task == 'relations':
-            return next(pair for pair in self.goal.relations if pair not in standing)
-        proposal = self.planner.plan(state, sampling=self._horizon.sampling, t0=now)
-        built = self._built(state, proposal.values[-1], standing)
-        if built is None or tallest_chain({*standing, built}) <= tallest_chain(standing):
-            return None
+    def _choose(self, move: Relation | None) -> None:
+        """Pursue `move`; a plan that was drawn for it in this very tick is kept."""
+        proposal = self._horizon.plan if self._move is None else None
+        self._pursue(move)
         self._horizon.restart(proposal)
-        return built
 
-    def _built(self, state: np.ndarray, end: np.ndarray, standing: frozenset[Relation]) -> Relation | None:
-        """The relation that a plan ending in `end` builds: its block that moves farthest, on the free block below it."""
-        before, after = (cartesian(row[self._places]) for row in (state, end))
-        upper = int(np.linalg.norm(after - before, axis=1).argmax())
+    def _next(self, now_is: _Situation, now: float) -> Relation | None:
+        """The move to make now; None if the goal stands, or if nothing that the model proposes builds higher."""
+        assert self.goal is not None
+        wanted: Sequence[Relation] = self.goal.relations or self._proposed
+        move = next_move(wanted, now_is.centres, now_is.standing, now_is.held)
+        if move is not None or self.goal.reached(now_is.standing) or self.goal.task == 'relations':
+            return move
+        return self._proposal(now_is, now)
+
+    def _proposal(self, now_is: _Situation, now: float) -> Relation | None:
+        """What the model does with one of the free blocks, another one at every tick, if one of its plans builds higher."""
+        free = [n for n in range(len(BLOCKS)) if not blocks_above(now_is.centres, n)]
+        upper = free[self._asked % len(free)]
+        self._asked += 1
+        plans = self.planner.candidates(self._features(now_is, upper), count=self.PROPOSALS, sampling=self._horizon.sampling,
+                                        t0=now)
+        heights = [tallest_chain({*now_is.standing, pair}) if pair is not None else 0
+                   for pair in (self._built(now_is, upper, plan) for plan in plans)]
+        best = int(np.argmax(heights))
+        if heights[best] <= tallest_chain(now_is.standing):
+            return None
+        pair = self._built(now_is, upper, plans[best])
+        assert pair is not None
+        self._proposed = (pair,)
+        self._horizon.restart(plans[best])
+        return pair
+
+    def _built(self, now_is: _Situation, upper: int, plan: Plan) -> Relation | None:
+        """The relation at the end of a plan that moves `upper`: on the free block below it; None if there is none."""
+        place = cartesian(plan.values[-1][self._places[0]])
         for lower in range(len(BLOCKS)):
-            offset = after[upper] - before[lower]
-            free = lower != upper and all(pair[1] not in (upper, lower) for pair in standing)
+            offset = place - now_is.centres[lower]
+            free = lower != upper and not [n for n in blocks_above(now_is.centres, lower) if n != upper]
             if free and np.abs(offset[:2]).max() < HORIZONTAL_TOLERANCE and abs(offset[2] - SLAB_HEIGHT) < SLAB_HEIGHT / 2:
                 return upper, lower
         return None
+
+    def _conditions(self, now_is: _Situation) -> Conditions:
+        """The plan's end: `upper` where the move puts it, every other block where it is."""
+        assert self._move is not None
+        upper, lower = self._move
+        if lower != GROUND:
+            place = now_is.centres[lower] + (0.0, 0.0, SLAB_HEIGHT)
+        else:
+            if self._ground is None or room_at(self._ground, now_is.centres, upper) < SLAB_SIZE[0]:
+                self._ground = free_place(now_is.centres, upper)
+            place = np.array([*self._ground, SLAB_HEIGHT / 2.0])
+        places = cylindrical(np.stack([place, *(now_is.centres[n] for n in slots(upper)[1:])]))
+        return self.planner.conditions().known(-1, self.planner.channels, dict(zip(PLACES, places.ravel())))

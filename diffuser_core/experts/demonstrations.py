@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from diffuser_core.envs.kuka_kinematics import inverse_kinematics, planar_tip
+from diffuser_core.envs.kuka_kinematics import inverse_kinematics
 from diffuser_core.envs.stacking import BLOCKS, GROUND, SLAB_HEIGHT, Relation, tower_relations
 from diffuser_core.envs.stacking_moves import ROOM, blocks_above, free_place, next_move, room_at
 from diffuser_core.experts.pick_and_place import CLEARANCE, GRIP_GAP, draw_grip, draw_offset, plan_segment

@@ -36,7 +36,7 @@ OVERLAP_TICKS = 3
 """A transit begins this many ticks before the lift ahead of it ends."""
 DWELL_BEFORE_GRIP, DWELL_AFTER_GRIP, DWELL_AFTER_RELEASE, REST = 3, 2, 2, 2
 NEAR = 0.04
-"""A tip this close to the axis of its target [m], and at least as far above it, goes there straight instead of over the towers."""
+"""A tip this close to its target's axis [m], and at least as far above it, goes there straight, not over the towers."""
 _TOOL_DOWN_TOLERANCE = 0.02
 
 
@@ -160,7 +160,7 @@ def _segment_actions(
 
 
 def _grip(tip: NDArray[np.float64], position: NDArray[np.float64]) -> tuple[tuple[float, float], float]:
-    """Where a tip (azimuth, radius, height) holds a slab at `position` (3,): outwards and leftwards of its middle, and above it."""
+    """Where a tip (azimuth, radius, height) holds a slab at `position` (3,): outwards, leftwards of its middle; how far above."""
     azimuth, radius, height = tip
     c, s = math.cos(azimuth), math.sin(azimuth)
     x, y, z = position

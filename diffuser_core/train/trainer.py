@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from diffuser_core import __version__
-from diffuser_core.checkpoint import Checkpoint, object_columns
+from diffuser_core.checkpoint import Checkpoint
 from diffuser_core.config import to_mapping
 from diffuser_core.data.demonstrations import SegmentData
 from diffuser_core.data.windows import Symmetries, Windows, match_channels
@@ -56,12 +56,12 @@ class Trainer:
         units = dict(zip(data.channels, data.units))
         self.channels = Channels(tuple(names), tuple(units[n] for n in names))
         self._goal = match_channels(names, config.data.goal) if config.data.goal else []
-        self._objects = tuple(tuple(n for n in self._goal if n.startswith(f'{prefix}.')) for prefix in config.data.exchangeable)
+        things = self.channels.things(config.model.pointers)
         rows = torch.from_numpy(data.observations[:, [data.channels.index(n) for n in names]])
         self.normalizer = Normalizer.fit(config.data.normalizer, rows.numpy(), config.data.least_scale).to(self.device)
         self._symmetries = Symmetries.of(self.channels, config.data.exchangeable, config.data.mirror)
         if config.data.normalizer == 'limits':
-            self.normalizer = _symmetric(self.normalizer, self._symmetries, object_columns(self.channels, self._objects)[1])
+            self.normalizer = _symmetric(self.normalizer, self._symmetries, things)
         segments = torch.from_numpy(data.bounds) - torch.tensor([0, 1])
         held_out = max(1, round(HELD_OUT * len(segments)))
         if len(segments) <= held_out:
@@ -70,7 +70,7 @@ class Trainer:
         self._validation = self._windows(rows, segments[-held_out:])
 
         torch.manual_seed(config.seed)
-        self.network = TemporalUNet(len(names), config.model, *object_columns(self.channels, self._objects))
+        self.network = TemporalUNet(len(names), config.model, things)
         self._parent = self._start(Path(config.start_from)) if config.start_from is not None else None
         self.network.to(self.device)
         self._average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
@@ -84,7 +84,7 @@ class Trainer:
     def _start(self, folder: Path) -> dict[str, Any]:
         """Take over a checkpoint's weights and normaliser; returns where they came from."""
         parent = Checkpoint.load(folder)
-        if (parent.model, parent.channels, parent.objects) != (self.config.model, self.channels, self._objects):
+        if (parent.model, parent.channels) != (self.config.model, self.channels):
             raise TrainError(f'{folder} has another network or other channels than this configuration')
         self.network.load_state_dict(parent.network().state_dict())
         self.normalizer = parent.normalizer.to(self.device)
@@ -194,7 +194,7 @@ class Trainer:
         return Checkpoint(
             weights=self._average, model=self.config.model, diffusion=self.config.diffusion,
             normalizer=self.normalizer.to('cpu'), channels=self.channels, horizon=data.horizon,
-            step_dt=data.stride * self._data.tick_dt, goal=tuple(self._goal), objects=self._objects,
+            step_dt=data.stride * self._data.tick_dt, goal=tuple(self._goal),
             provenance={
                 'command': self.command, 'config': to_mapping(self.config), 'data_fingerprint': self._data.fingerprint,
                 'segments': len(self._data), 'steps': self.step, 'seconds': round(self._seconds),
