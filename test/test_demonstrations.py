@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diffuser_core.data.demonstrations import DATASET_ID, find_data_file, load_segments
-from diffuser_core.envs.stacking import CHANNELS, standing_relations
+from diffuser_core.envs.stacking import CHANNELS, GROUND, SLAB_HEIGHT, standing_relations
 from diffuser_core.experts import collect as collecting
 from diffuser_core.experts.collect import collect
 
@@ -36,13 +36,16 @@ def test_segments_are_complete_and_end_at_rest(data):
     assert sorted(set(data.demonstrations.tolist())) == list(range(SEED, SEED + COUNT))
     for index, (upper, lower) in enumerate(data.pairs):
         rows = data.rows(index)
-        assert 40 < len(rows) <= 125
+        assert 20 < len(rows) <= 125
         blocks = rows[:, 7:].reshape(-1, 4, 8)
-        assert not blocks[0, :, 7].any() and not blocks[-1, :, 7].any()
+        assert not blocks[-1, :, 7].any()
         assert blocks[:, upper, 7].any() and np.delete(blocks[..., 7], upper, axis=1).sum() == 0
         still = np.zeros(4)
-        assert (upper, lower) not in standing_relations(blocks[0, :, :3], still, still)
-        assert (upper, lower) in standing_relations(blocks[-1, :, :3], still, still)
+        if lower == GROUND:
+            assert blocks[-1, upper, 2] == pytest.approx(SLAB_HEIGHT / 2, abs=5e-3)
+        else:
+            assert (upper, lower) not in standing_relations(blocks[0, :, :3], blocks[0, :, 7], still)
+            assert (upper, lower) in standing_relations(blocks[-1, :, :3], still, still)
         assert np.abs(rows[-1] - rows[-2]).max() < 2e-3
 
 
@@ -50,9 +53,10 @@ def test_segments_of_a_demonstration_share_a_row_and_others_do_not(data):
     assert data.bounds[0, 0] == 0 and data.bounds[-1, 1] == len(data.observations)
     for index in range(len(data) - 1):
         same = data.demonstrations[index] == data.demonstrations[index + 1]
-        assert data.bounds[index, 1] - data.bounds[index + 1, 0] == int(same)
-        if same:
-            assert data.pairs[index + 1, 1] == data.pairs[index, 0]
+        assert data.bounds[index, 1] - data.bounds[index + 1, 0] in ((0, 1) if same else (0,))
+    assert (np.diff(data.bounds[:, 0]) > 0).all()
+    shared = [data.bounds[n, 1] - data.bounds[n + 1, 0] for n in range(len(data) - 1)]
+    assert 1 in shared and 0 in shared
 
 
 def test_it_is_a_minari_data_set_of_few_episodes(folder, data, monkeypatch):
@@ -61,7 +65,7 @@ def test_it_is_a_minari_data_set_of_few_episodes(folder, data, monkeypatch):
     assert stored.total_episodes == -(-COUNT // SHARD)
     assert stored.total_steps == len(data.observations)
     episodes = list(stored.iterate_episodes())
-    assert sum(episode.truncations.sum() for episode in episodes) == COUNT
+    assert COUNT <= sum(episode.truncations.sum() for episode in episodes) <= len(data)
     assert episodes[0].actions.shape[1] == 8
     assert stored.spec.env_spec.id == "diffuser/KukaStack-v0"
 
@@ -112,7 +116,7 @@ def test_failed_demonstrations_are_left_out_and_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(
         collecting,
         "record",
-        lambda env, seed: dataclasses.replace(record(env, seed), success=seed != SEED + 1),
+        lambda env, seed: dataclasses.replace(record(env, seed), **({"runs": ()} if seed == SEED + 1 else {})),
     )
     summary = collect(tmp_path / "some", 2, SEED, workers=1, progress=False)
     assert (summary["demonstrations"], summary["failed"]) == (1, 1)

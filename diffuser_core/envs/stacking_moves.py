@@ -41,27 +41,29 @@ def next_move(wanted: Sequence[Relation], centres: NDArray[np.float64], standing
     centres (blocks, 3) [m]; standing: the relations that stand. Blocks in the way go straight to where they are wanted if that
     can be done now, else to the ground, and so does a `held` block that nothing is wanted of yet.
     """
+    pending = [pair for pair in wanted if pair not in standing]
+
+    def in_the_way(upper: int, lower: int) -> set[int]:
+        """What has to go before `upper` can be put on `lower` for good: what lies on them, or on a block below that must move."""
+        below = [n for n in range(len(centres)) if lower in blocks_above(centres, n, held) and any(n in pair for pair in pending)]
+        return {n for block in (upper, lower, *below) for n in blocks_above(centres, block, held)} - {upper}
+
+    def direct(block: int) -> Relation | None:
+        """Where a block that nothing lies on is wanted, if that can be done at once."""
+        for upper, lower in pending:
+            if upper == block:
+                rests = not any(pair[0] == lower for pair in pending)
+                return (upper, lower) if rests and not in_the_way(upper, lower) else None
+        return None
+
     if held is not None:
-        return _direct(held, wanted, centres, standing, held) or (held, GROUND)
-    for upper, lower in wanted:
-        if (upper, lower) in standing:
-            continue
-        in_the_way = [n for n in (*blocks_above(centres, lower), *blocks_above(centres, upper)) if n != upper]
-        if not in_the_way:
+        return direct(held) or (held, GROUND)
+    for upper, lower in pending:
+        obstacles = in_the_way(upper, lower)
+        if not obstacles:
             return upper, lower
-        highest = max(in_the_way, key=lambda n: centres[n, 2])
-        return _direct(highest, wanted, centres, standing, None) or (highest, GROUND)
-    return None
-
-
-def _direct(block: int, wanted: Sequence[Relation], centres: NDArray[np.float64], standing: Collection[Relation],
-            held: int | None) -> Relation | None:
-    """The wanted relation of `block`, a free one, if what is below is clear and where it shall be."""
-    for upper, lower in wanted:
-        if upper == block:
-            rests = all(pair in standing for pair in wanted if pair[0] == lower)
-            clear = not [n for n in blocks_above(centres, lower, held) if n != block]
-            return (upper, lower) if rests and clear else None
+        highest = max((n for block in obstacles for n in (block, *blocks_above(centres, block))), key=lambda n: centres[n, 2])
+        return direct(highest) or (highest, GROUND)
     return None
 
 

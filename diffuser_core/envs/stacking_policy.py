@@ -98,6 +98,8 @@ class StackingPolicy:
     """A plan is carried out when the tip is this close to the plan's end [m]."""
     KNOCKED = 0.02
     """A block that moves farther than this from one tick to the next [m], neither held nor just let go, was knocked away."""
+    GRIP_TIME = 1 / 12
+    """Contact may come or go this much earlier or later than planned [s]."""
     PROPOSALS = 4
     """Plans drawn without a goal to choose from."""
 
@@ -114,7 +116,7 @@ class StackingPolicy:
             raise ValueError(f'the checkpoint was not trained with goals for {", ".join(lacking)}')
         self.planner = planner
         self.tick_dt = tick_dt
-        self._horizon = RecedingHorizon(planner, sampling, committed=TIP, commit=commit)
+        self._horizon = RecedingHorizon(planner, sampling, committed=(*TIP, ATTACHED), commit=commit)
         self._tail = tail
         self._patience = patience
         self._tip = planner.channels.indices(TIP)
@@ -171,7 +173,7 @@ class StackingPolicy:
         now_is = _Situation.of(observation)
         if self.goal is None:
             return self._hold(now_is, reached=False)
-        self._notice(now_is)
+        self._notice(now_is, now)
         if self._move is not None and self._made(now_is):
             if self._carried_out(now_is):
                 self._pursue(None)
@@ -201,12 +203,17 @@ class StackingPolicy:
     def _features(self, now_is: _Situation, moved: int) -> np.ndarray:
         return features(now_is.state, moved)[self._order]
 
-    def _notice(self, now_is: _Situation) -> None:
-        """Plan afresh if a block was knocked away, or if the arm has stood still for longer than demonstrations ever do."""
+    def _notice(self, now_is: _Situation, now: float) -> None:
+        """Plan afresh if a block was knocked away, if the gripper does not hold what the plan says, or if the arm stands still."""
         before, self._seen = self._seen, now_is
         if before is not None:
             moved = np.linalg.norm(now_is.centres - before.centres, axis=1)
             if any(distance > self.KNOCKED for n, distance in enumerate(moved) if n not in (before.held, now_is.held)):
+                self._plan_afresh()
+        plan = self._horizon.plan
+        if plan is not None and self._move is not None:
+            said = plan.at(now + self.GRIP_TIME * np.array([-1.0, 0.0, 1.0]))[:, self._attached] > 0.5
+            if (said != (now_is.held == self._move[0])).all():
                 self._plan_afresh()
         if self._stood_at is None or np.abs(now_is.joints - self._stood_at).max() > self.STILL:
             self._stood_at, self._waited = now_is.joints, 0
