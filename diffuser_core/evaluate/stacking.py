@@ -7,10 +7,10 @@ import multiprocessing
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -115,7 +115,9 @@ def evaluate(suite: Suite, out: Path, command: str) -> dict[str, Any]:
                'device': 'cpu', 'wall_s': round(time.monotonic() - began, 1), 'episodes_run': len(missing),
                'checkpoint': str(folder), **settings, 'rows': [_row(task, records) for task, records in by_task.items()]}
     if suite.videos:
-        summary['videos'] = _film(suite, folder, by_task, out / 'videos')
+        films = _films(by_task, out / 'videos')
+        _film(suite, folder, films)
+        summary['videos'] = [str(film.path.relative_to(out)) for film in films]
     results.write_summary(summary)
     return summary
 
@@ -144,7 +146,7 @@ def _film_job(job: Job, path: Path, note: str) -> float:
     return float(record['score'])
 
 
-def _pool(suite: Suite, checkpoint: Path, jobs: int) -> ProcessPoolExecutor:
+def _pool(suite: Suite, checkpoint: Path, jobs: int) -> Executor:
     return ProcessPoolExecutor(min(jobs, suite.workers or available_cores()), multiprocessing.get_context('spawn'),
                                _start_worker, (checkpoint, suite))
 
@@ -159,28 +161,39 @@ def _run(suite: Suite, checkpoint: Path, jobs: Sequence[Job]) -> Iterator[dict[s
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _film(suite: Suite, checkpoint: Path, by_task: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> list[str]:
-    """Videos of the best, the median and the worst episode of every task; their paths, relative to the results."""
-    films: list[tuple[Job, Path, str, float]] = []
+class _Film(NamedTuple):
+    job: Job
+    path: Path
+    note: str
+    score: float
+
+
+def _films(by_task: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> list[_Film]:
+    """The best, the median and the worst episode of every task, of fewer than three episodes each once."""
+    films = []
     for task, records in by_task.items():
         ranked = sorted(records, key=_rank)
-        places = {0: 'best', len(ranked) - 1: 'worst', len(ranked) // 2: 'median'} if len(ranked) > 2 \
-            else dict(zip(range(len(ranked)), ('best', 'worst')))
-        for place, name in sorted(places.items()):
+        last = len(ranked) - 1
+        names = {last: 'worst', **({len(ranked) // 2: 'median'} if last > 1 else {}), 0: 'best'}
+        for place, name in names.items():
             record = ranked[place]
-            note = f'{task}, {name} of {len(ranked)}: score {record["score"]:.1f}'
-            films.append(((task, record['seed']), folder / f'{task}_{name}.mp4', note, record['score']))
+            films.append(_Film((task, record['seed']), folder / f'{task}_{name}.mp4',
+                               f'{task}, {name} of {len(ranked)}: score {record["score"]:.1f}', record['score']))
+    return films
+
+
+def _film(suite: Suite, checkpoint: Path, films: Sequence[_Film]) -> None:
+    """Run the episodes again and film them; one warning if any of them scores differently."""
     pool = _pool(suite, checkpoint, len(films))
     try:
-        futures = [pool.submit(_film_job, job, path, note) for job, path, note, _ in films]
+        futures = [pool.submit(_film_job, film.job, film.path, film.note) for film in films]
         scores = [future.result() for future in tqdm(futures, unit='video')]
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    differing = [f'{task} seed {seed}' for ((task, seed), _, _, score), again in zip(films, scores) if again != score]
+    differing = [f'{film.job[0]} seed {film.job[1]}' for film, score in zip(films, scores) if film.score != score]
     if differing:
         warnings.warn(f'filmed again, these episodes scored differently: {", ".join(differing)}; a result repeats exactly only '
                       'on the same machine with the same libraries', stacklevel=2)
-    return [str(path.relative_to(folder.parent)) for _, path, _, _ in films]
 
 
 def _rank(record: Mapping[str, Any]) -> tuple[float, int, int]:
