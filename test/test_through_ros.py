@@ -68,7 +68,7 @@ def test_a_run_that_is_broken_off_ends_its_launch(checkpoint, tmp_path, launches
 
 
 def test_a_launch_that_fails_is_named_with_its_log(tmp_path, launches):
-    with pytest.raises(ValueError, match='launch of conditional from seed 4 on ended with code .* after 0 of 1 episodes') as error:
+    with pytest.raises(ValueError, match='conditional from seed 4 on ended with code .* after 0 of 1 episodes') as error:
         list(through_ros.run([('conditional', 4)], tmp_path / 'none', tmp_path / 'ros', realtime=False))
     log = tmp_path / 'ros' / 'launch.log'
     assert str(log) in str(error.value) and 'no checkpoint at' in log.read_text()
