@@ -1,7 +1,8 @@
 """Runs seeded episodes through the planner and the bridge, and says how they went.
 
 For every episode: reset the planner and the bridge, set the goal, record until the bridge says that the episode is
-over. At the end, a summary, a plot of plans against what was executed, and a video of the first episode.
+over, and append its record to `episodes.jsonl`. At the end, a summary, a plot of plans against what was executed, and a video of
+the first episode.
 """
 
 from __future__ import annotations
@@ -10,14 +11,12 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import rclpy
-from diffuser_msgs.msg import EpisodeStatus, ObjectStates, PlannerStats
+from diffuser_msgs.msg import EpisodeStatus, GripperCommand, ObjectStates, PlannerStats
 from diffuser_msgs.msg import Plan as PlanMessage
 from diffuser_msgs.srv import ResetEpisode, SetGoal
 from rcl_interfaces.msg import ParameterDescriptor
@@ -29,14 +28,16 @@ from rclpy.node import Node
 from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
 
-from diffuser_core import __version__
-from diffuser_core.envs.stacking import CHANNELS, format_relation, parse_relation, rearrangement_score
+from diffuser_core.envs.stacking import CHANNELS, format_relation, parse_relation
+from diffuser_core.envs.stacking_goal import StackingGoal
+from diffuser_core.evaluate.recording import EpisodeLog, RecordingError, check_video_writer
+from diffuser_core.evaluate.records import EpisodeWatch
 from diffuser_ros.conversions import StateError, nanoseconds, observation
+from diffuser_ros.episode_results import RECORDS, EpisodeResult, Settings, append_record, line, write_results
 from diffuser_ros.qos import EVENT_QOS, STATE_QOS
-from diffuser_ros.recording import EpisodeLog, RecordingError, check_video_writer, write_json, write_plot, write_video
 from diffuser_ros.state_buffer import State, StateBuffer
 
-__all__ = ['EpisodeError', 'EpisodeNode', 'EpisodeResult', 'Settings', 'main', 'write_results']
+__all__ = ['EpisodeError', 'EpisodeNode', 'main']
 
 PLANNER, BRIDGE = 'diffuser_planner', 'kuka_bridge'
 START_TIMEOUT = 120.0
@@ -53,53 +54,6 @@ STANDSTILL = 60.0
 
 class EpisodeError(RuntimeError):
     """An episode that cannot go on; the message is one sentence that says why."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The node's parameters, checked."""
-
-    episodes: int
-    seed: int
-    task: str
-    relations: tuple[str, ...]
-    out: Path
-    video: bool
-    realtime: bool
-    command: str
-
-    @property
-    def goal(self) -> str:
-        """The goal for people."""
-        return ', '.join(self.relations) if self.relations else self.task
-
-    def score(self, status: EpisodeStatus) -> float:
-        """0 to 100: the share of the required relations that stand, or without any the tower's own score."""
-        if not self.relations:
-            return float(status.score)
-        return rearrangement_score(map(parse_relation, status.relations), map(parse_relation, self.relations))
-
-
-@dataclass
-class EpisodeResult:
-    """How an episode went.
-
-    log        states and plans
-    goal_id    the planner's name of the goal
-    latencies  of the ticks that planned, from the newest state to the command [ms]
-    status     the bridge's last word
-    stats      the planner's last word
-    """
-
-    log: EpisodeLog
-    goal_id: str = ''
-    latencies: list[float] = field(default_factory=list)
-    status: EpisodeStatus | None = None
-    stats: PlannerStats | None = None
-
-    def latency(self, percent: float) -> float | None:
-        """A percentile of the latencies [ms], None if the planner never planned."""
-        return round(float(np.percentile(self.latencies, percent)), 3) if self.latencies else None
 
 
 class EpisodeNode(Node):
@@ -122,6 +76,7 @@ class EpisodeNode(Node):
         self._reset_bridge: Client = self.create_client(ResetEpisode, f'{BRIDGE}/reset_episode')
         self.create_subscription(JointState, 'joint_states', lambda m: self._on_state('joint_states', m), STATE_QOS)
         self.create_subscription(ObjectStates, 'object_states', lambda m: self._on_state('object_states', m), STATE_QOS)
+        self.create_subscription(GripperCommand, 'gripper_command', self._on_gripper, EVENT_QOS)
         self.create_subscription(EpisodeStatus, 'episode_status', self._on_status, EVENT_QOS)
         self.create_subscription(PlannerStats, f'{PLANNER}/stats', self._on_stats, EVENT_QOS)
         self.create_subscription(PlanMessage, f'{PLANNER}/plan', self._on_plan, EVENT_QOS)
@@ -133,9 +88,10 @@ class EpisodeNode(Node):
 
         episodes = parameter('episodes', 1, 'episodes to run')
         seed = parameter('seed', 0, 'seed of the first episode; the others follow')
-        task = parameter('task', 'stack', "what to build: 'stack' or 'relations'")
+        task = parameter('task', 'unconditional', "evaluation task: 'unconditional', 'conditional' or 'rearrangement', each a "
+                         "function of the seed; or 'relations'")
         relations = parameter('relations', '', "for 'relations', what shall stand: 'red on green, blue on red'")
-        out = parameter('out', 'runs/demo', 'folder for summary.json, plan_vs_executed.png and episode.mp4')
+        out = parameter('out', 'runs/demo', 'folder for summary.json, episodes.jsonl, plan_vs_executed.png and episode.mp4')
         video = parameter('video', True, 'make a video of the first episode')
         realtime = parameter('realtime', True, 'whether the bridge follows the clock')
         command = parameter('command', '', 'what the summary names as the command that was run; empty: this process')
@@ -143,10 +99,10 @@ class EpisodeNode(Node):
             raise EpisodeError(f'at least 1 episode and a seed of 0 or greater are needed, got {episodes} and {seed}')
         try:
             pairs = tuple(format_relation(parse_relation(text)) for text in relations.split(',') if text.strip())
+            return Settings(episodes, seed, task, pairs, Path(out).expanduser(), video, realtime,
+                            command or shlex.join(sys.argv))
         except ValueError as error:
             raise EpisodeError(str(error)) from error
-        return Settings(episodes, seed, task, pairs, Path(out).expanduser(), video, realtime,
-                        command or shlex.join(sys.argv))
 
     # ---- What arrives --------------------------------------------------------------------------------------------
 
@@ -166,12 +122,21 @@ class EpisodeNode(Node):
 
     def _on_status(self, status: EpisodeStatus) -> None:
         self._status = status
+        if self._result is not None and status.seed == self._result.log.seed and status.step > 0:
+            self._result.watch.see(frozenset(map(parse_relation, status.relations)), status.gripper_holds or None)
+
+    def _on_gripper(self, command: GripperCommand) -> None:
+        if self._result is not None and self._status is not None and not self._status.done:
+            self._result.watch.command(command.close)
 
     def _on_stats(self, stats: PlannerStats) -> None:
         self._heard[PLANNER] = time.monotonic()
         if self._result is not None and stats.goal_id == self._result.goal_id:
             self._result.stats = stats
-            if stats.latency_ms > 0.0 and stats.reason != PlannerStats.GOAL_REACHED:
+            if stats.reason == PlannerStats.GOAL_REACHED:
+                if self._result.reached_at is None and self._status is not None:
+                    self._result.reached_at = self._status.step
+            elif stats.latency_ms > 0.0:
                 self._result.latencies.append(stats.latency_ms)
 
     def _on_plan(self, plan: PlanMessage) -> None:
@@ -223,7 +188,9 @@ class EpisodeNode(Node):
         for number in range(self.settings.episodes):
             seed = self.settings.seed + number
             result = self._episode(seed)
-            print(f'episode {number + 1} of {self.settings.episodes}: {_line(self.settings, result)}', flush=True)
+            record = result.record()
+            append_record(self.settings.out, record)
+            print(f'episode {number + 1} of {self.settings.episodes}: {line(result, record)}', flush=True)
             results.append(result)
         self._call(self._clear_goal, Trigger.Request())
         return results
@@ -236,15 +203,18 @@ class EpisodeNode(Node):
     def _episode(self, seed: int) -> EpisodeResult:
         self._call(self._reset_planner, Trigger.Request())
         self._status = self._state = None
-        answer = self._call(self._reset_bridge, ResetEpisode.Request(seed=seed))
+        drawn = self.settings.drawn(seed)
+        answer = self._call(self._reset_bridge, ResetEpisode.Request(seed=seed, task='' if drawn.reset is None else drawn.name))
         if not answer.success:
             raise EpisodeError(f'the bridge refused to reset: {answer.message}')
         self._wait(lambda: self._is_fresh(seed), ANSWER_TIMEOUT,
                    f'the bridge did not show the new episode within {ANSWER_TIMEOUT:.0f} s')
-        result = EpisodeResult(EpisodeLog(seed, self.settings.goal))
+        assert self._status is not None
+        result = EpisodeResult(EpisodeLog(seed, drawn.describe()),
+                               EpisodeWatch(drawn, seed, frozenset(map(parse_relation, self._status.relations))))
         self._result = result
         try:
-            result.goal_id = self._pursue()
+            result.goal_id = self._pursue(drawn.goal)
             self._follow(seed)
         finally:
             self._result = None
@@ -256,9 +226,9 @@ class EpisodeNode(Node):
         return (status is not None and status.seed == seed and status.step == 0 and state is not None
                 and nanoseconds(state.stamp) >= nanoseconds(status.header.stamp))
 
-    def _pursue(self) -> str:
+    def _pursue(self, goal: StackingGoal) -> str:
         """Set the goal and return its id."""
-        request = SetGoal.Request(task=self.settings.task, relations=list(self.settings.relations))
+        request = SetGoal.Request(task=goal.task, relations=[format_relation(pair) for pair in goal.relations])
         deadline = time.monotonic() + REFUSAL_TIMEOUT
         while True:
             answer = self._call(self._set_goal, request)
@@ -288,57 +258,6 @@ class EpisodeNode(Node):
                 raise EpisodeError(f'no command has come for {STANDSTILL:.0f} s; the planner says: {said}')
 
 
-# ---- Results ---------------------------------------------------------------------------------------------------------
-
-
-def _line(settings: Settings, result: EpisodeResult) -> str:
-    assert result.status is not None
-    standing = ', '.join(result.status.relations) or 'nothing'
-    planner = 'the planner published no statistics'
-    if result.stats is not None:
-        planner = (f'{result.stats.replans} plans, latency {_milliseconds(result.latency(50), result.latency(99))}, '
-                   f'{result.stats.late_ticks} late')
-    return f'seed {result.log.seed}, score {settings.score(result.status):.1f}, standing: {standing}; {planner}'
-
-
-def _milliseconds(p50: float | None, p99: float | None) -> str:
-    return 'unknown' if p50 is None or p99 is None else f'p50 {p50:.1f} ms, p99 {p99:.1f} ms'
-
-
-def write_results(settings: Settings, results: Sequence[EpisodeResult], *, device: str, wall_s: float) -> None:
-    """Write summary.json, plan_vs_executed.png and, if asked, episode.mp4 (of the first episode), and say so."""
-    latencies = EpisodeResult(results[0].log, latencies=[ms for result in results for ms in result.latencies])
-    statuses = [result.status for result in results if result.status is not None]
-    stats = [result.stats for result in results if result.stats is not None]
-    scores = [settings.score(status) for status in statuses]
-    summary = {
-        'command': settings.command, 'version': __version__, 'seed_start': settings.seed, 'episodes': len(results),
-        'device': device, 'wall_s': round(wall_s, 1), 'task': settings.task, 'relations': list(settings.relations),
-        'goal': settings.goal, 'realtime': settings.realtime, 'score': float(np.mean(scores)), 'scores': scores,
-        'legacy_score': float(np.mean([status.legacy_score for status in statuses])),
-        'ticks': sum(status.step for status in statuses), 'replans': sum(s.replans for s in stats),
-        'late_ticks': sum(s.late_ticks for s in stats),
-        'latency_ms': {'p50': latencies.latency(50), 'p99': latencies.latency(99)},
-    }
-    out, log = settings.out, results[0].log
-    (out / 'episode.mp4').unlink(missing_ok=True)
-    write_json(out / 'summary.json', summary)
-    many = len(results) > 1
-    print(f'goal      {settings.goal}\n'
-          f'score     {summary["score"]:.1f} of 100{f", mean of {len(results)} episodes" if many else ""} '
-          f'(by the original rule {summary["legacy_score"]:.1f})\n'
-          f'ticks     {summary["ticks"]}, plans {summary["replans"]}, late {summary["late_ticks"]}\n'
-          f'latency   {_milliseconds(latencies.latency(50), latencies.latency(99))}\n'
-          f'summary   {out / "summary.json"}', flush=True)
-    first = f' (episode 1, seed {log.seed})' if many else ''
-    write_plot(out / 'plan_vs_executed.png', log)
-    print(f'plot      {out / "plan_vs_executed.png"}{first}', flush=True)
-    if settings.video:
-        print('video     rendering ...', flush=True)
-        write_video(out / 'episode.mp4', log)
-        print(f'video     {out / "episode.mp4"}{first}', flush=True)
-
-
 def main(args: list[str] | None = None) -> int:
     """Run the episodes that the parameters ask for; returns the exit code: 0, 1 after one sentence on stderr, or 130
     if it was interrupted."""
@@ -355,6 +274,7 @@ def main(args: list[str] | None = None) -> int:
             node = EpisodeNode()
             settings = node.settings
             settings.out.mkdir(parents=True, exist_ok=True)
+            (settings.out / RECORDS).unlink(missing_ok=True)
             if settings.video:
                 check_video_writer()
             print(f'goal {settings.goal}, {settings.episodes} episode(s) from seed {settings.seed}', flush=True)

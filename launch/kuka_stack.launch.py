@@ -29,10 +29,11 @@ ARGUMENTS = {
     'realtime': ('true', 'true: the simulation follows the clock; false: it waits for every command of the planner'),
     'episodes': ('1', 'number of episodes to run, of 16 simulated seconds each'),
     'seed': ('0', 'seed of the first start layout, 0 or greater; further episodes count on'),
-    'task': ('stack', "what to build: 'stack', a tower of all blocks, or 'relations', the arrangement given"),
+    'task': ('unconditional', "'unconditional', a tower of all blocks; 'conditional', a tower in an order drawn from the seed; "
+             "'rearrangement', start and goal drawn from the seed; or 'relations', the arrangement given"),
     'relations': ('', "for task:=relations, what shall stand on what: 'red on green, blue on red'"),
     'checkpoint': ('', 'folder of a trained planner; empty: the one that comes with the package'),
-    'out': ('runs/demo', 'folder for summary.json, plan_vs_executed.png and episode.mp4'),
+    'out': ('runs/demo', 'folder for summary.json, episodes.jsonl, plan_vs_executed.png and episode.mp4'),
     'video': ('true', 'make a video of the first episode (true or false)'),
 }
 CONFIG = Path(__file__).parents[1] / 'config' / 'kuka_planner.yaml'

@@ -139,7 +139,12 @@ def test_a_launched_episode_moves_the_arm_and_writes_its_summary(processes, sess
     assert summary['replans'] >= 300 and 0.0 <= summary['legacy_score'] <= 100.0
     assert 0.0 < summary['latency_ms']['p50'] <= summary['latency_ms']['p99']
     assert 'seed:=7' in summary['command']
-    assert sorted(path.name for path in (tmp_path / 'results').iterdir()) == ['plan_vs_executed.png', 'summary.json']
+    (record,) = map(json.loads, (tmp_path / 'results' / 'episodes.jsonl').read_text().splitlines())
+    assert record['goal'] == ['red on green', 'blue on red'] and record['seed'] == 7
+    assert {name: record[name] for name in ('score', 'ticks', 'replans', 'legacy_score')} == {
+        name: summary[name] for name in ('score', 'ticks', 'replans', 'legacy_score')}
+    assert sorted(path.name for path in (tmp_path / 'results').iterdir()) == ['episodes.jsonl', 'plan_vs_executed.png',
+                                                                              'summary.json']
     with pytest.raises(ProcessLookupError):
         os.killpg(launch.pid, 0)
     session.close()

@@ -14,6 +14,7 @@ from ros_client import Client, Session
 from diffuser_core.envs.kuka_kinematics import JOINT_LOWER, JOINT_NAMES, JOINT_UPPER
 from diffuser_core.envs.kuka_stack import KukaStackEnv
 from diffuser_core.envs.stacking import BLOCKS
+from diffuser_core.envs.stacking_tasks import draw_task
 from diffuser_ros.bridges.kuka import KukaBridge, TrajectoryCommand
 from diffuser_ros.conversions import joint_trajectory
 
@@ -35,8 +36,8 @@ class Rig(Session):
         self.until(lambda: len(self.client.states) > seen, 'a state')
         return self.client.states[-1]
 
-    def reset(self, seed):
-        return self.call(self.client.reset, ResetEpisode.Request(seed=seed))
+    def reset(self, seed, task=''):
+        return self.call(self.client.reset, ResetEpisode.Request(seed=seed, task=task))
 
 
 @pytest.fixture
@@ -132,6 +133,26 @@ def test_reset_changes_the_layout_with_the_seed_and_refuses_a_negative_one(rig):
     r.until(lambda: r.client.status.seed == 2, 'the status of the new episode')
     _, other = r.next_state()
     assert not np.allclose(other[7:], before[7:])
+
+
+def test_reset_takes_an_evaluation_task_and_refuses_an_unknown_one(rig):
+    r = rig(realtime=False, seed=1)
+    _, own = r.next_state()
+    answer = r.reset(1, 'stack')
+    assert not answer.success and "unknown task 'stack'" in answer.message
+    _, same = r.next_state()
+    assert np.array_equal(same, own), 'a refused reset resets nothing'
+    for task in ('rearrangement', 'conditional', ''):
+        seen = len(r.client.states)
+        assert r.reset(1, task).success
+        r.until(lambda seen=seen: len(r.client.states) > seen, 'the new episode')
+        _, state = r.next_state()
+        centres = state[7:].reshape(4, 8)[:, :3]
+        if task == 'rearrangement':
+            assert centres == pytest.approx(np.array(draw_task(task, 1).reset['blocks'])[:, :3], abs=1e-6)
+            r.until(lambda: list(r.client.status.relations) == ['blue on red', 'red on yellow'], 'what stands at the start')
+        else:
+            assert np.array_equal(state, own)
 
 
 # ---- Commands --------------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from trajectory_msgs.msg import JointTrajectory
 from diffuser_core.envs.kuka_kinematics import JOINT_LOWER, JOINT_NAMES, JOINT_UPPER
 from diffuser_core.envs.kuka_stack import EPISODE_STEPS, LIMIT_SLACK, SUBSTEP, SUBSTEPS_PER_TICK, KukaStackEnv
 from diffuser_core.envs.stacking import BLOCKS, TICK, format_relation
+from diffuser_core.envs.stacking_tasks import draw_task
 from diffuser_ros.conversions import joint_state, nanoseconds, object_states
 from diffuser_ros.qos import COMMAND_QOS, EVENT_QOS, STATE_QOS
 
@@ -144,8 +145,9 @@ class KukaBridge(Node):
 
     # ---- Episode -------------------------------------------------------------------------------------------------
 
-    def _reset(self, seed: int) -> None:
-        observation, _ = self._env.reset(seed=seed)
+    def _reset(self, seed: int, task: str = '') -> None:
+        """Start an episode; ValueError, and nothing happens, for an unknown evaluation task."""
+        observation, _ = self._env.reset(seed=seed, options=draw_task(task, seed).reset if task else None)
         self._seed = seed
         self._step = 0
         self._started = False
@@ -166,7 +168,11 @@ class KukaBridge(Node):
         if request.seed < 0:
             response.message = f'the seed must be 0 or greater, got {request.seed}'
             return response
-        self._reset(request.seed)
+        try:
+            self._reset(request.seed, request.task)
+        except ValueError as error:
+            response.message = str(error)
+            return response
         self._publish()
         response.success = True
         response.message = f'seed {request.seed} is ready; its {self._limit} ticks begin with the first command'
