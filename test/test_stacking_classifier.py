@@ -107,7 +107,8 @@ def test_a_classifier_takes_the_place_of_the_goal_or_joins_it(keep_goal):
                             keep_goal=keep_goal)
     observation = dict(zip((f'lbr_iiwa_joint_{n}' for n in range(1, 8)), (0.0, 0.4, 0.0, -1.5, 0.0, 1.2, 0.0)))
     for n, block in enumerate(('red', 'green', 'blue', 'yellow')):
-        observation |= {f'{block}.x': 0.6 * np.cos(n), f'{block}.y': 0.6 * np.sin(n), f'{block}.z': 0.03, f'{block}.attached': 0.0}
+        place = (0.6 * np.cos(n), 0.6 * np.sin(n), 0.03, 0.0)
+        observation |= dict(zip((f'{block}.{field}' for field in ('x', 'y', 'z', 'attached')), place))
     policy.set_goal(StackingGoal.parse('relations', ['red on blue']), observation)
     assert policy.act(observation, 0.0).subgoal == (0, 2)
     conditions, guide = asked[-1]
