@@ -1,7 +1,7 @@
 """Guides to use and to add up: rewards, learned returns, classifiers, goals, obstacles, limits, contacts.
 
 All judge trajectories (batch, horizon, channels) in physical units; channels are named when a guide is made, and unknown ones are
-refused with the known ones listed (KeyError). Steps that the horizon does not have are refused when plans are judged (ValueError).
+refused with the known ones listed (KeyError). Steps outside the horizon are refused when plans are judged (ValueError).
 """
 
 from __future__ import annotations
