@@ -39,6 +39,8 @@ class Conditions:
         if not ((self.weights >= 0.0) & (self.weights <= 1.0)).all():
             t, c = np.argwhere(~((self.weights >= 0.0) & (self.weights <= 1.0)))[0]
             raise ValueError(f'the weight of the condition on step {t}, channel {c} must lie in [0, 1], got {self.weights[t, c]}')
+        if self.mask.dtype != bool:
+            raise ValueError(f'the mask of conditions needs truth values, got {self.mask.dtype}')
         used = self.mask | (self.weights > 0.0)
         if not np.isfinite(self.values[used]).all():
             t, c = np.argwhere(used & ~np.isfinite(self.values))[0]

@@ -1,7 +1,7 @@
 """Guides to use and to add up: rewards, learned returns, classifiers, goals, obstacles, limits, contacts.
 
 All judge trajectories (batch, horizon, channels) in physical units; channels are named when a guide is made, and unknown ones are
-refused with the known ones listed (KeyError).
+refused with the known ones listed (KeyError). Steps outside the horizon are refused when plans are judged (ValueError).
 """
 
 from __future__ import annotations
@@ -30,6 +30,14 @@ def _finite(numbers: Sequence[float], what: str) -> torch.Tensor:
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f'{what} must be finite numbers, got {list(numbers)}')
     return tensor
+
+
+def _at(steps: Sequence[int], trajectories: torch.Tensor, guide: Guide) -> torch.Tensor:
+    horizon = trajectories.shape[1]
+    outside = [t for t in steps if not -horizon <= t < horizon]
+    if outside:
+        raise ValueError(f'the guide {guide.name!r} looks at step {outside[0]}, which does not fit a horizon of {horizon} steps')
+    return trajectories[:, steps]
 
 
 class RewardGuide(Guide):
@@ -124,7 +132,7 @@ class GoalGuide(Guide):
         self.scale, self.steps, self.name = torch.tensor(scales), list(steps), name
 
     def value(self, trajectories: torch.Tensor, i: int | None) -> torch.Tensor:
-        there = trajectories[:, self.steps][..., self.columns]
+        there = _at(self.steps, trajectories, self)[..., self.columns]
         away = (there - self.target.to(there)) / self.scale.to(there)
         return -away.square().sum(-1).mean(1)
 
@@ -221,7 +229,7 @@ class ContactGuide(Guide):
             self.near = (_columns(channels, first), _columns(channels, second), reach)
 
     def value(self, trajectories: torch.Tensor, i: int | None) -> torch.Tensor:
-        x = trajectories if self.steps is None else trajectories[:, self.steps]
+        x = trajectories if self.steps is None else _at(self.steps, trajectories, self)
         contact = x[..., self.columns]
         value = -(contact - self.wanted.to(x)).square().sum(-1).mean(1)
         if self.near is not None:

@@ -60,6 +60,8 @@ class Guide(ABC):
             raise GuideError(f'the guide {self.name!r} returned a value that is not finite')
 
     def __add__(self, other: Guide) -> Guide:
+        if not isinstance(other, Guide):
+            return NotImplemented
         return _Sum(self, other)
 
     def __mul__(self, factor: float) -> Guide:

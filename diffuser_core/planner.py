@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,6 +72,11 @@ class Sampling:
 DEFAULT_SAMPLING = Sampling()
 
 
+def _check_guide(guide: object) -> None:
+    if guide is not None and not isinstance(guide, Guide):
+        raise ValueError(f'a guide must be a Guide (RewardGuide makes one of a function), got {type(guide).__name__}')
+
+
 class Planner:
     """Plans with one trained model.
 
@@ -79,7 +85,7 @@ class Planner:
 
     backend  how the network is executed: see diffuser_core.backends
     clip     whether observations and conditions beyond the range of the training data are pulled to its edge (normaliser
-             'limits' only); otherwise they are used as they are, with one warning
+             'limits' only; ValueError with another); otherwise they are used as they are, with one warning
     """
 
     OUTSIDE = 1.05
@@ -95,6 +101,8 @@ class Planner:
         executed = execute(network, backend, checkpoint.horizon, len(checkpoint.channels), self.device)
         self._denoiser = Denoiser(executed, NoiseSchedule.cosine(diffusion.levels), diffusion.prediction, diffusion.clip,
                                   network.encode)
+        if clip and self._normalizer.kind != 'limits':
+            raise ValueError(f"clip needs a model with the normaliser 'limits', this one has {self._normalizer.kind!r}")
         self._clip = clip
         self._warned = False
         self._generator = torch.Generator(self.device)
@@ -150,6 +158,7 @@ class Planner:
 
         ValueError, one sentence, for wrong shapes and non-finite numbers; GuideError for a guide that returns nonsense.
         """
+        _check_guide(select)
         judge = select if select is not None else guide
         if count > 1 and judge is None:
             raise ValueError(f'choosing among {count} candidates needs a guide to select by')
@@ -172,6 +181,9 @@ class Planner:
         conditions = self.conditions() if conditions is None else conditions
         horizon = conditions.horizon
         conditions = self._known(observation, conditions)
+        _check_guide(guide)
+        if not math.isfinite(t0):
+            raise ValueError(f'the time of a plan must be a finite number, got {t0} s')
         mask, values, weights = (torch.from_numpy(a).to(self.device)
                                  for a in (conditions.mask, conditions.values.astype(np.float32),
                                            conditions.weights.astype(np.float32)))
@@ -183,9 +195,7 @@ class Planner:
             visited = strided_levels(levels, sampling.steps)
             start = noise
         else:
-            if warm_start.channels != self.channels:
-                raise ValueError(f'a warm start needs a plan with the channels of this model, {", ".join(self.channels.names)}; '
-                                 f'got one with {", ".join(warm_start.channels.names)}')
+            self._check_warm_start(warm_start)
             visited = strided_levels(max(1, round(sampling.warm_level * levels)), sampling.warm_steps)
             shifted = torch.from_numpy(warm_start.shifted(t0, len(mask))).float().to(self.device)
             start = noised_start(self._normalizer.normalize(shifted).expand(shape), visited[0], self._denoiser.schedule, noise)
@@ -196,13 +206,24 @@ class Planner:
             drawn = denoise(self._denoiser, start, visited, normal, mask, self._generator, sampling.eta, solver=sampling.solver,
                             guidance=guidance, soft=soft, resample=sampling.resample, budget=time_left)
             physical = self._normalizer.denormalize(drawn.clean)
-            if not self._clip:  # exactly what was given, not what became of it in normal units and back
-                physical = torch.where(mask, values, physical)
         rows = physical[:, :horizon].double().cpu().numpy()
+        if not self._clip:  # exactly what was given, not what became of it in single precision, in normal units and back
+            rows = np.where(conditions.mask[:horizon], conditions.values[:horizon], rows)
         if not np.isfinite(rows).all():
             raise FloatingPointError('the network returned a plan with non-finite values')
         return [Plan(row, self.channels, t0, self.step_dt, provenance)
                 for row, provenance in zip(rows, self._provenance(drawn, visited, warm_start is not None, count))]
+
+    def _check_warm_start(self, plan: Plan) -> None:
+        if plan.channels != self.channels:
+            raise ValueError(f'a warm start needs a plan with the channels of this model, {", ".join(self.channels.names)}; '
+                             f'got one with {", ".join(plan.channels.names)}')
+        if not math.isclose(plan.step_dt, self.step_dt, rel_tol=1e-6):
+            raise ValueError(f'a warm start needs a plan with steps of {self.step_dt} s, as this model makes them, got '
+                             f'{plan.step_dt} s')
+        if not np.isfinite(plan.values).all():
+            t, c = np.argwhere(~np.isfinite(plan.values))[0]
+            raise ValueError(f'the warm start is not a finite number on step {t}, channel {plan.channels.names[c]}')
 
     def _provenance(self, drawn: Denoised, asked: list[int], warm: bool, count: int) -> list[dict[str, object]]:
         common = {'levels': drawn.visited, 'seed': self._seed, 'warm': warm, 'cut_short': len(drawn.visited) < len(asked)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -69,6 +70,8 @@ class Plan:
     t0         time of row 0 [s], on the clock of whoever asked
     step_dt    seconds between rows
     provenance how it was made: denoising levels visited, seed, whether it was warm-started, whether the time ran out, its value
+
+    ValueError for another shape and for times that are not finite.
     """
 
     values: np.ndarray
@@ -76,6 +79,12 @@ class Plan:
     t0: float
     step_dt: float
     provenance: Mapping[str, object]
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or len(self.values) < 1 or self.values.shape[1] != len(self.channels):
+            raise ValueError(f'a plan needs values of shape (horizon, {len(self.channels)}), got {self.values.shape}')
+        if not (math.isfinite(self.t0) and 0.0 < self.step_dt < math.inf):
+            raise ValueError(f'a plan needs a finite start and a positive finite step_dt, got {self.t0} and {self.step_dt} s')
 
     @property
     def horizon(self) -> int:

@@ -7,6 +7,10 @@ With `context` the blocks are also told, at every step, what is known of the fir
 the convolutions to carry the inpainted start and goal along the whole horizon, which was learnt more slowly here.
 
 With `pointers` the network need not compute a place that is known already: see `PointerHead`.
+
+With `norm` 'step' features are normalised at every step on its own. The paper's group norm takes its mean and deviation over the
+whole window, so that each step is told something of all others, however narrow the convolutions: such a network judges windows as
+wholes, and does not compose pieces of what it was shown (docs/properties.md).
 """
 
 from __future__ import annotations
@@ -18,10 +22,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-__all__ = ['TemporalUNet', 'UNetConfig']
+__all__ = ['NORMS', 'TemporalUNet', 'UNetConfig']
 
 KERNEL = 5
 GROUPS = 8
+NORMS = ('window', 'step')
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class UNetConfig:
     attention  linear attention along time after every pair of blocks, as the released code has for Kuka and HalfCheetah
     pointers   fields of places that several things have, e.g. azimuth, radius, z: they are predicted as mixtures of the things'
                known places plus a remainder; needs context. Empty: nothing is
+    norm       what features are normalised over: 'window', groups of channels over all steps (the paper's group norm), or 'step',
+               all channels of one step
     """
 
     width: int = 32
@@ -39,6 +46,7 @@ class UNetConfig:
     context: int = 0
     attention: bool = False
     pointers: tuple[str, ...] = ()
+    norm: str = 'window'
 
     def __post_init__(self) -> None:
         if self.width < GROUPS or self.width % GROUPS:
@@ -49,6 +57,8 @@ class UNetConfig:
             raise ValueError(f'model.context must not be negative, got {self.context}')
         if self.pointers and not self.context:
             raise ValueError('model.pointers needs a model.context of at least 1')
+        if self.norm not in NORMS:
+            raise ValueError(f'model.norm must be one of {", ".join(NORMS)}, got {self.norm!r}')
 
     @property
     def horizon_multiple(self) -> int:
@@ -125,18 +135,26 @@ class LevelEmbedding(nn.Module):
         return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1))
 
 
-def conv_block(inputs: int, outputs: int) -> nn.Sequential:
-    """Convolution, group norm, Mish: (batch, inputs, horizon) -> (batch, outputs, horizon)."""
-    return nn.Sequential(nn.Conv1d(inputs, outputs, KERNEL, padding=KERNEL // 2), nn.GroupNorm(GROUPS, outputs), nn.Mish())
+class StepNorm(nn.LayerNorm):
+    """Layer norm over the channels of each step alone, (batch, width, horizon)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+def conv_block(inputs: int, outputs: int, norm: str = 'window') -> nn.Sequential:
+    """Convolution, norm, Mish: (batch, inputs, horizon) -> (batch, outputs, horizon)."""
+    normed = nn.GroupNorm(GROUPS, outputs) if norm == 'window' else StepNorm(outputs)
+    return nn.Sequential(nn.Conv1d(inputs, outputs, KERNEL, padding=KERNEL // 2), normed, nn.Mish())
 
 
 class ResidualBlock(nn.Module):
     """Two convolution blocks around the level embedding (and the context's scale and shift), plus a skip path."""
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, context: int) -> None:
+    def __init__(self, inputs: int, outputs: int, embedding: int, context: int, norm: str = 'window') -> None:
         super().__init__()
-        self.first = conv_block(inputs, outputs)
-        self.second = conv_block(outputs, outputs)
+        self.first = conv_block(inputs, outputs, norm)
+        self.second = conv_block(outputs, outputs, norm)
         self.level = nn.Sequential(nn.Mish(), nn.Linear(embedding, outputs))
         self.skip = nn.Identity() if inputs == outputs else nn.Conv1d(inputs, outputs, 1)
         self.context = nn.Linear(context, 2 * outputs) if context else None
@@ -175,8 +193,9 @@ class LinearAttention(nn.Module):
 class BlockPair(nn.ModuleList):
     """Two residual blocks, one after the other, and attention if asked for."""
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, context: int = 0, attention: bool = False) -> None:
-        blocks: list[nn.Module] = [ResidualBlock(a, outputs, embedding, context) for a in (inputs, outputs)]
+    def __init__(self, inputs: int, outputs: int, embedding: int, context: int = 0, attention: bool = False,
+                 norm: str = 'window') -> None:
+        blocks: list[nn.Module] = [ResidualBlock(a, outputs, embedding, context, norm) for a in (inputs, outputs)]
         super().__init__([*blocks, LinearAttention(outputs)] if attention else blocks)
 
     def forward(self, x: torch.Tensor, embedded: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
@@ -205,7 +224,7 @@ class TemporalUNet(nn.Module):
         context = self.context.size if self.context is not None else 0
 
         def pair(inputs: int, outputs: int) -> BlockPair:
-            return BlockPair(inputs, outputs, config.width, context, config.attention)
+            return BlockPair(inputs, outputs, config.width, context, config.attention, config.norm)
 
         self.down = nn.ModuleList(pair(a, b) for a, b in zip([channels, *widths[:-1]], widths))
         self.shrink = nn.ModuleList(nn.Conv1d(w, w, 3, stride=2, padding=1) for w in widths[:-1])
@@ -213,7 +232,8 @@ class TemporalUNet(nn.Module):
         falling = list(zip(widths[:0:-1], widths[-2::-1]))
         self.up = nn.ModuleList(pair(2 * a, b) for a, b in falling)
         self.grow = nn.ModuleList(nn.ConvTranspose1d(b, b, 4, stride=2, padding=1) for _, b in falling)
-        self.head = nn.Sequential(conv_block(config.width, config.width), nn.Conv1d(config.width, channels, 1))
+        self.head = nn.Sequential(conv_block(config.width, config.width, config.norm),
+                                  nn.Conv1d(config.width, channels, 1))
         self.pointers = PointerHead(config.width, channels, things) if config.pointers else None
 
     def encode(self, known: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:

@@ -62,6 +62,23 @@ def test_network_takes_any_legal_horizon_and_names_illegal_ones():
         network(torch.zeros(1, 10, 3), torch.tensor([0]))
 
 
+@pytest.mark.parametrize(('norm', 'local'), [('step', True), ('window', False)])
+def test_how_far_a_step_sees(norm, local):
+    """Nine convolutions of width 5 reach 18 steps; a norm over the window reaches everywhere."""
+    torch.manual_seed(0)
+    network = TemporalUNet(2, UNetConfig(8, (1,), norm=norm)).eval()
+    x = torch.randn(1, 48, 2)
+    changed = x.clone()
+    changed[:, 0] += 1.0
+    moved = (network(changed, torch.tensor([3])) - network(x, torch.tensor([3]))).abs().amax((0, 2))
+    assert moved[18] > 0.0 and bool((moved[19:] == 0.0).all()) == local
+
+
+def test_unknown_norms_are_refused():
+    with pytest.raises(ValueError, match="model.norm must be one of window, step, got 'batch'"):
+        UNetConfig(norm='batch')
+
+
 def test_the_network_is_told_what_is_known_of_both_ends_and_nothing_else():
     torch.manual_seed(0)
     network = TemporalUNet(2, UNetConfig(8, (1, 2), context=16))
