@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffuser_core.envs.stacking_tasks import TASKS
+
 __all__ = ['main']
 
 VERBS = ('collect', 'train', 'evaluate', 'inspect')
@@ -57,17 +59,22 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument('--out', type=Path, default=None, help='default: runs/train/<name>')
     train.set_defaults(run=_train)
 
-    evaluate = verbs.add_parser('evaluate', help='score a checkpoint, without ROS')
+    evaluate = verbs.add_parser('evaluate', help='score a checkpoint; continues an interrupted run')
     evaluate.add_argument('suite', choices=['stacking'])
     evaluate.add_argument('--checkpoint', type=Path, default=None, help='default: the shipped one')
-    evaluate.add_argument('--task', choices=['stack', 'relations', 'all'], default='all')
-    evaluate.add_argument('--episodes', type=int, default=100)
-    evaluate.add_argument('--seed-start', type=int, default=0)
+    evaluate.add_argument('--task', choices=['all', *TASKS], default='all')
+    evaluate.add_argument('--episodes', type=int, default=100, help='of each task')
+    evaluate.add_argument('--seed-start', type=int, default=0, help='seeds below 10000 are for evaluation')
     evaluate.add_argument('--workers', type=int, default=None, help='processes; default: one a core')
     evaluate.add_argument('--steps', type=int, default=None, help='denoising steps of a plan from pure noise')
     evaluate.add_argument('--warm-steps', type=int, default=None, help='denoising steps of a warm-started plan')
     evaluate.add_argument('--warm-level', type=float, default=None, help='share of the levels a warm start is noised up to')
     evaluate.add_argument('--commit', type=int, default=None, help='plan steps for which the motion of the last plan is kept')
+    evaluate.add_argument('--displace', type=float, default=0.0, metavar='METRES',
+                          help='move a block by this much in the middle of every episode')
+    evaluate.add_argument('--videos', action='store_true', help='film the best, median and worst episode of each task')
+    evaluate.add_argument('--through-ros', action='store_true', help='through bridge and planner node, in lock-step')
+    evaluate.add_argument('--realtime', action='store_true', help='with --through-ros: by the clock')
     evaluate.add_argument('--out', type=Path, default=None, help='default: runs/evaluate/<suite>')
     evaluate.set_defaults(run=_evaluate)
 
@@ -103,16 +110,21 @@ def _train(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from diffuser_core.envs.stacking_policy import StackingPolicy
-    from diffuser_core.evaluate.stacking import evaluate, format_rows
+    from diffuser_core.evaluate.stacking import Suite, evaluate, format_rows
     from diffuser_core.planner import Sampling
-    chosen = {'steps': options.steps, 'warm_steps': options.warm_steps, 'warm_level': options.warm_level}
-    sampling = Sampling(**{k: v for k, v in chosen.items() if v is not None})
-    summary = evaluate(
-        options.checkpoint, tasks=('stack', 'relations') if options.task == 'all' else (options.task,),
-        episodes=options.episodes, seed_start=options.seed_start, workers=options.workers, sampling=sampling,
-        commit=StackingPolicy.COMMIT if options.commit is None else options.commit,
-        out=options.out or Path('runs/evaluate') / options.suite, command=options.command)
-    print(format_rows(summary['rows']))
+    given = {'steps': options.steps, 'warm_steps': options.warm_steps, 'warm_level': options.warm_level}
+    chosen = {k: v for k, v in given.items() if v is not None}
+    if options.realtime and not options.through_ros:
+        raise ValueError('--realtime needs --through-ros: without ROS there is no clock')
+    if options.through_ros and (chosen or options.commit is not None or options.workers is not None):
+        raise ValueError('--through-ros runs one episode at a time, with the planner settings of config/kuka_planner.yaml; '
+                         'leave out --workers, --steps, --warm-steps, --warm-level and --commit')
+    suite = Suite(
+        checkpoint=options.checkpoint, tasks=TASKS if options.task == 'all' else (options.task,), episodes=options.episodes,
+        seed_start=options.seed_start, workers=options.workers, sampling=Sampling(**chosen),
+        commit=StackingPolicy.COMMIT if options.commit is None else options.commit, displace=options.displace,
+        videos=options.videos, ros=('realtime' if options.realtime else 'lock-step') if options.through_ros else None)
+    print(format_rows(evaluate(suite, options.out or Path('runs/evaluate') / options.suite, options.command)['rows']))
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -31,9 +31,9 @@ from std_srvs.srv import Trigger
 
 from diffuser_core import __version__
 from diffuser_core.envs.stacking import CHANNELS, format_relation, parse_relation, rearrangement_score
+from diffuser_core.evaluate.recording import EpisodeLog, RecordingError, check_video_writer, write_json, write_plot, write_video
 from diffuser_ros.conversions import StateError, nanoseconds, observation
 from diffuser_ros.qos import EVENT_QOS, STATE_QOS
-from diffuser_ros.recording import EpisodeLog, RecordingError, check_video_writer, write_json, write_plot, write_video
 from diffuser_ros.state_buffer import State, StateBuffer
 
 __all__ = ['EpisodeError', 'EpisodeNode', 'EpisodeResult', 'Settings', 'main', 'write_results']

@@ -8,7 +8,7 @@ import pytest
 
 from diffuser_core.envs.kuka_stack import KukaStackEnv
 from diffuser_core.envs.stacking import CHANNELS
-from diffuser_ros.recording import (
+from diffuser_core.evaluate.recording import (
     EpisodeLog,
     RecordingError,
     check_video_writer,

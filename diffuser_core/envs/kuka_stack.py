@@ -34,7 +34,15 @@ from diffuser_core.envs.kuka_kinematics import (
     forward_kinematics,
     inverse_kinematics,
 )
-from diffuser_core.envs.stacking import BLOCKS, CHANNELS, SLAB_HEIGHT, SLAB_SIZE
+from diffuser_core.envs.stacking import (
+    AZIMUTH_RANGE,
+    AZIMUTH_SEPARATION,
+    BLOCKS,
+    CHANNELS,
+    CIRCLE_RADIUS,
+    SLAB_HEIGHT,
+    SLAB_SIZE,
+)
 
 SUBSTEP = 1.0 / 240.0
 SUBSTEPS_PER_TICK = 10
@@ -42,9 +50,6 @@ EPISODE_STEPS = 384
 OBSERVATION_SIZE = len(CHANNELS)
 HOME_TIP: tuple[float, float, float] = (0.0, 0.45, 0.45)
 """Tip of the home pose: azimuth [rad], radius [m], height [m]."""
-CIRCLE_RADIUS = 0.6
-AZIMUTH_RANGE: tuple[float, float] = (-2.5, 2.5)
-AZIMUTH_SEPARATION = 0.55
 REACH_HEIGHT = 0.03
 """The gripper holds on only if the tip is this close to the plane of a slab's top face [m]."""
 REACH_RADIUS = 0.06

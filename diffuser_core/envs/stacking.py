@@ -25,6 +25,12 @@ TICK: float = 1.0 / 24.0
 SLAB_SIZE: tuple[float, float, float] = (0.2, 0.2, 0.06)
 """Edge lengths of every slab [m]."""
 SLAB_HEIGHT: float = SLAB_SIZE[2]
+CIRCLE_RADIUS: float = 0.6
+"""An episode's blocks start on this circle around the arm [m] ..."""
+AZIMUTH_RANGE: tuple[float, float] = (-2.5, 2.5)
+"""... within these azimuths [rad] ..."""
+AZIMUTH_SEPARATION: float = 0.55
+"""... of which two are at least this far apart [rad]."""
 HORIZONTAL_TOLERANCE: float = 0.10
 """A slab stands on another only if both horizontal centre offsets are smaller than this [m]."""
 VERTICAL_TOLERANCE: float = 0.01

@@ -1,13 +1,14 @@
-"""Score a checkpoint on block stacking, in lock-step and without ROS."""
+"""The block-stacking suite: seeded episodes of the evaluation tasks, in parallel, resumable, with intervals and failures."""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import multiprocessing
-import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,122 +17,201 @@ import torch
 from tqdm import tqdm
 
 from diffuser_core import __version__
-from diffuser_core.envs.kuka_kinematics import JOINT_LOWER, JOINT_UPPER
+from diffuser_core.checkpoint import WEIGHTS
 from diffuser_core.envs.kuka_stack import KukaStackEnv
-from diffuser_core.envs.stacking import BLOCKS, CHANNELS, conditional_score, format_relation, tower_relations
-from diffuser_core.envs.stacking_goal import StackingGoal
 from diffuser_core.envs.stacking_policy import StackingPolicy
+from diffuser_core.envs.stacking_tasks import TASKS, draw_task
+from diffuser_core.evaluate import through_ros
+from diffuser_core.evaluate.episode import run_episode
+from diffuser_core.evaluate.log import Job, ResultsFolder
+from diffuser_core.evaluate.recording import EpisodeLog, check_video_writer, write_video
+from diffuser_core.evaluate.records import FAILURES
 from diffuser_core.evaluate.statistics import mean_interval
-from diffuser_core.planner import Planner, Sampling
+from diffuser_core.planner import DEFAULT_SAMPLING, Planner, Sampling
 from diffuser_core.shipped import checkpoint_folder
+from diffuser_core.workers import available_cores, follow_parent
 
-__all__ = ['PAPER', 'episode_goal', 'evaluate', 'format_rows', 'run_episode']
+__all__ = ['PAPER', 'Suite', 'evaluate', 'format_rows']
 
-PAPER = {'stack': 58.7, 'relations': 45.6}
-"""Table 3 of the paper, Diffuser: unconditional and conditional stacking."""
-
-
-def episode_goal(task: str, seed: int) -> tuple[StackingGoal, list[int]]:
-    """The goal of a seeded episode and, for 'relations', the tower's order bottom to top: a permutation drawn from `seed`."""
-    if task == 'stack':
-        return StackingGoal('stack'), []
-    order = [int(n) for n in np.random.default_rng(seed).permutation(len(BLOCKS))]
-    return StackingGoal.parse('relations', [format_relation(pair) for pair in tower_relations(order)]), order
+PAPER = {'unconditional': 58.7, 'conditional': 45.6, 'rearrangement': 58.9}
+"""Table 3 of the paper, Diffuser, by the original code's rules and without displacements."""
 
 
-def run_episode(policy: StackingPolicy, env: KukaStackEnv, task: str, seed: int) -> dict[str, Any]:
-    """One episode to its time limit; the score is that of the final state (0 to 100)."""
-    goal, order = episode_goal(task, seed)
-    observation, _ = env.reset(seed=seed)
-    names = CHANNELS
-    policy.reset(seed)
-    policy.set_goal(goal, dict(zip(names, observation)))
-    best, reached_at, latencies = 0.0, None, []
-    info: dict[str, Any] = {}
-    done = False
-    tick = 0
-    while not done:
-        began = time.perf_counter()
-        decision = policy.act(dict(zip(names, observation)), tick * policy.tick_dt)
-        latencies.append(1e3 * (time.perf_counter() - began))
-        if decision.reached and reached_at is None:
-            reached_at = tick
-        action = np.append(np.clip(decision.joints[0], JOINT_LOWER, JOINT_UPPER), float(decision.gripper[0]))
-        observation, _, _, done, info = env.step(action)
-        best = max(best, info['score'])
-        tick += 1
-    standing = env.relations()
-    score = info['score'] if task == 'stack' else conditional_score(standing, order)
-    failure = None
-    if score < 100.0:
-        if best > info['score']:
-            failure = 'collapsed tower'
-        elif info['held'] is not None:
-            failure = 'still holding'
-        else:
-            failure = 'time out' if best > 0.0 else 'nothing built'
-    return {'task': task, 'seed': seed, 'score': score, 'legacy_score': info['legacy_score'], 'reached_at': reached_at,
-            'failure': failure, 'ticks': tick, 'replans': policy.replans,
-            'latency_ms': {'p50': float(np.percentile(latencies, 50)), 'p99': float(np.percentile(latencies, 99))},
-            'relations': sorted(map(format_relation, standing))}
+@dataclass(frozen=True)
+class Suite:
+    """What to run, and how; ValueError for what cannot be.
 
+    checkpoint  folder of the planner; None: the shipped one
+    tasks       some of `TASKS`
+    episodes    seeds of every task, from `seed_start` on
+    workers     processes; None: one a core
+    displace    distance by which a block is displaced in every episode [m]; 0: none is
+    videos      whether the best, the median and the worst episode of every task are filmed
+    ros         None: without ROS; 'lock-step' or 'realtime': through bridge, planner node and episode node. Then `sampling` and
+                `commit` are those of config/kuka_planner.yaml, and one episode runs at a time
+    """
+
+    checkpoint: Path | None = None
+    tasks: Sequence[str] = TASKS
+    episodes: int = 100
+    seed_start: int = 0
+    workers: int | None = None
+    sampling: Sampling = DEFAULT_SAMPLING
+    commit: int = StackingPolicy.COMMIT
+    displace: float = 0.0
+    videos: bool = False
+    ros: str | None = None
+
+    def __post_init__(self) -> None:
+        unknown = [task for task in self.tasks if task not in TASKS]
+        if unknown:
+            raise ValueError(f'unknown task {unknown[0]!r}; the evaluation tasks are {", ".join(TASKS)}')
+        if self.episodes < 1 or self.seed_start < 0:
+            raise ValueError(f'at least one episode and a first seed of 0 or greater are needed, got {self.episodes} and '
+                             f'{self.seed_start}')
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f'at least one worker is needed, got {self.workers}')
+        if not 0.0 <= self.displace <= 0.3:
+            raise ValueError(f'a block can be displaced by 0 to 0.3 m, got {self.displace:g}')
+        if self.ros not in (None, 'lock-step', 'realtime'):
+            raise ValueError(f"through ROS it is 'lock-step' or 'realtime', got {self.ros!r}")
+        if self.ros is not None and (self.videos or self.displace):
+            raise ValueError('videos and displacements are made without ROS; leave out either them or ROS')
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Every (task, seed)."""
+        return [(task, seed) for task in self.tasks for seed in range(self.seed_start, self.seed_start + self.episodes)]
+
+
+def evaluate(suite: Suite, out: Path, command: str) -> dict[str, Any]:
+    """Run the suite and return the summary; what has been run into `out` before is not run again.
+
+    Writes to `out`: `settings.json`, `episodes.jsonl` with one record (`evaluate.records`) a line as episodes end,
+    `summary.json`, and with `videos` a folder of them. ValueError if `out` holds results of other settings or the checkpoint
+    cannot be used.
+    """
+    folder = checkpoint_folder('kuka_stack') if suite.checkpoint is None else suite.checkpoint
+    StackingPolicy(Planner.from_checkpoint(folder))
+    if suite.videos:
+        check_video_writer()
+    began = time.monotonic()
+    chosen: dict[str, Any] = {'sampling': asdict(suite.sampling), 'commit': suite.commit} if suite.ros is None \
+        else through_ros.settings()
+    settings = {'weights_sha256': hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(), **chosen,
+                'displace': suite.displace, 'ros': suite.ros}
+    results = ResultsFolder(out, settings)
+    wanted = suite.jobs
+    missing = [job for job in wanted if job not in results.records]
+    if missing:
+        new = _run(suite, folder, missing) if suite.ros is None \
+            else through_ros.run(missing, folder, out / 'ros', realtime=suite.ros == 'realtime')
+        with tqdm(total=len(wanted), initial=len(wanted) - len(missing), unit='episode') as bar:
+            for record in new:
+                results.add(record)
+                bar.update()
+    by_task = {task: [results.records[job] for job in wanted if job[0] == task] for task in suite.tasks}
+    summary = {'command': command, 'version': __version__, 'seed_start': suite.seed_start, 'episodes': suite.episodes,
+               'device': 'cpu', 'wall_s': round(time.monotonic() - began, 1), 'episodes_run': len(missing),
+               'checkpoint': str(folder), **settings, 'rows': [_row(task, records) for task, records in by_task.items()]}
+    if suite.videos:
+        summary['videos'] = _film(suite, folder, by_task, out / 'videos')
+    results.write_summary(summary)
+    return summary
+
+
+# ---- Worker processes ------------------------------------------------------------------------------------------------
 
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(checkpoint: str, sampling: Mapping[str, Any], commit: int) -> None:
+def _start_worker(checkpoint: Path, suite: Suite) -> None:
+    follow_parent()
     torch.set_num_threads(1)
-    _worker['policy'] = StackingPolicy(Planner.from_checkpoint(checkpoint), sampling=Sampling(**sampling), commit=commit)
-    _worker['env'] = KukaStackEnv()
+    _worker.update(env=KukaStackEnv(), displace=suite.displace,
+                   policy=StackingPolicy(Planner.from_checkpoint(checkpoint), sampling=suite.sampling, commit=suite.commit))
 
 
-def _run_job(job: tuple[str, int]) -> dict[str, Any]:
-    return run_episode(_worker['policy'], _worker['env'], *job)
+def _run_job(job: Job, log: EpisodeLog | None = None) -> dict[str, Any]:
+    return run_episode(_worker['policy'], _worker['env'], *job, displace=_worker['displace'], log=log)
 
 
-def evaluate(checkpoint: Path | None, *, tasks: Sequence[str], episodes: int, seed_start: int, workers: int | None,
-             sampling: Sampling, commit: int, out: Path, command: str) -> dict[str, Any]:
-    """Run `episodes` seeds of every task and write `episodes.jsonl` and `summary.json` to `out`."""
-    folder = checkpoint_folder('kuka_stack') if checkpoint is None else checkpoint
-    Planner.from_checkpoint(folder)
-    if episodes < 1:
-        raise ValueError(f'at least one episode is needed, got {episodes}')
-    out.mkdir(parents=True, exist_ok=True)
-    jobs = [(task, seed) for task in tasks for seed in range(seed_start, seed_start + episodes)]
-    began = time.monotonic()
-    count = min(len(jobs), workers or os.cpu_count() or 1)
-    records: list[dict[str, Any]] = []
-    with multiprocessing.get_context('spawn').Pool(count, _start_worker, (str(folder), asdict(sampling), commit)) as pool, \
-            open(out / 'episodes.jsonl', 'w', encoding='utf-8') as log:
-        for record in tqdm(pool.imap_unordered(_run_job, jobs), total=len(jobs), unit='episode'):
-            log.write(json.dumps(record) + '\n')
-            log.flush()
-            records.append(record)
-    rows = [_row(task, [r for r in records if r['task'] == task]) for task in tasks]
-    summary = {'command': command, 'version': __version__, 'seed_start': seed_start, 'episodes': episodes, 'device': 'cpu',
-               'wall_s': round(time.monotonic() - began, 1), 'checkpoint': str(folder), 'sampling': asdict(sampling),
-               'commit': commit, 'rows': rows}
-    (out / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n', encoding='utf-8')
-    return summary
+def _film_job(job: Job, path: Path, note: str) -> float:
+    """Run an episode again and make a video of it; returns its score."""
+    log = EpisodeLog(job[1], draw_task(*job).describe(), note=note)
+    record = _run_job(job, log)
+    write_video(path, log)
+    return float(record['score'])
+
+
+def _pool(suite: Suite, checkpoint: Path, jobs: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(min(jobs, suite.workers or available_cores()), multiprocessing.get_context('spawn'),
+                               _start_worker, (checkpoint, suite))
+
+
+def _run(suite: Suite, checkpoint: Path, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
+    """The records of the jobs, as they end; on an error or an interrupt what is running is waited for and no more begun."""
+    pool = _pool(suite, checkpoint, len(jobs))
+    try:
+        for future in as_completed([pool.submit(_run_job, job) for job in jobs]):
+            yield future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _film(suite: Suite, checkpoint: Path, by_task: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> list[str]:
+    """Videos of the best, the median and the worst episode of every task; their paths, relative to the results."""
+    films: list[tuple[Job, Path, str, float]] = []
+    for task, records in by_task.items():
+        ranked = sorted(records, key=_rank)
+        places = {0: 'best', len(ranked) - 1: 'worst', len(ranked) // 2: 'median'} if len(ranked) > 2 \
+            else dict(zip(range(len(ranked)), ('best', 'worst')))
+        for place, name in sorted(places.items()):
+            record = ranked[place]
+            note = f'{task}, {name} of {len(ranked)}: score {record["score"]:.1f}'
+            films.append(((task, record['seed']), folder / f'{task}_{name}.mp4', note, record['score']))
+    pool = _pool(suite, checkpoint, len(films))
+    try:
+        futures = [pool.submit(_film_job, job, path, note) for job, path, note, _ in films]
+        scores = [future.result() for future in tqdm(futures, unit='video')]
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    differing = [f'{task} seed {seed}' for ((task, seed), _, _, score), again in zip(films, scores) if again != score]
+    if differing:
+        warnings.warn(f'filmed again, these episodes scored differently: {", ".join(differing)}; a result repeats exactly only '
+                      'on the same machine with the same libraries', stacklevel=2)
+    return [str(path.relative_to(folder.parent)) for _, path, _, _ in films]
+
+
+def _rank(record: Mapping[str, Any]) -> tuple[float, int, int]:
+    """Sorts the best record first: the higher score, then the earlier end, then the smaller seed."""
+    reached_at = record['reached_at']
+    return -record['score'], record['ticks'] if reached_at is None else reached_at, record['seed']
+
+
+# ---- Results ---------------------------------------------------------------------------------------------------------
 
 
 def _row(task: str, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     scores = np.array([r['score'] for r in records])
-    failures = [r['failure'] for r in records if r['failure'] is not None]
-    finished = [r['reached_at'] for r in records if r['reached_at'] is not None]
+    failures = [r['failure'] for r in records]
+    reached = [r['reached_at'] for r in records if r['reached_at'] is not None]
+    latencies = [r['latency_ms'] for r in records if r['latency_ms']['p50'] is not None]
     return {'task': task, 'score': float(scores.mean()), 'ci95': list(mean_interval(scores)), 'episodes': len(records),
             'paper': PAPER[task], 'legacy_score': float(np.mean([r['legacy_score'] for r in records])),
-            'failures': {name: failures.count(name) for name in sorted(set(failures))},
-            'reached_at_median': float(np.median(finished)) if finished else None,
-            'latency_ms': {q: float(np.median([r['latency_ms'][q] for r in records])) for q in ('p50', 'p99')}}
+            'failures': {name: failures.count(name) for name in FAILURES if name in failures},
+            'reached_at_median': float(np.median(reached)) if reached else None,
+            'displaced': sum(r['displaced'] is not None for r in records),
+            'ticks': sum(r['ticks'] for r in records), 'late_ticks': sum(r['late_ticks'] for r in records),
+            'latency_ms': {q: float(np.median([ms[q] for ms in latencies])) if latencies else None for q in ('p50', 'p99')}}
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
     """The results as a table for people."""
-    lines = [f'{"task":<12}{"score":>7}{"95 % interval":>18}{"paper":>8}{"legacy":>8}{"episodes":>10}  failures']
+    lines = [f'{"task":<15}{"score":>7}{"95 % interval":>16}{"paper":>7}{"legacy":>8}{"episodes":>10}{"displaced":>11}  failures']
     for row in rows:
         low, high = row['ci95']
         failures = ', '.join(f'{count} {name}' for name, count in row['failures'].items()) or 'none'
-        lines.append(f'{row["task"]:<12}{row["score"]:>7.1f}{f"{low:.1f} - {high:.1f}":>18}{row["paper"]:>8.1f}'
-                     f'{row["legacy_score"]:>8.1f}{row["episodes"]:>10}  {failures}')
+        lines.append(f'{row["task"]:<15}{row["score"]:>7.1f}{f"{low:.1f} - {high:.1f}":>16}{row["paper"]:>7.1f}'
+                     f'{row["legacy_score"]:>8.1f}{row["episodes"]:>10}{row["displaced"]:>11}  {failures}')
     return '\n'.join(lines)

@@ -32,7 +32,7 @@ BLOCK_COLOURS = {'red': '#d62a26', 'green': '#2ea043', 'blue': '#2962c2', 'yello
 EXECUTED, PLANNED = '#1f2933', '#4c9be8'
 
 
-class RecordingError(RuntimeError):
+class RecordingError(ValueError):
     """A recording that cannot be made; the message says why."""
 
 
@@ -54,6 +54,7 @@ class EpisodeLog:
 
     seed    seed of the start layout
     goal    what was asked for, for people
+    note    what else a video of it says
     stamps  times of the states [s]
     states  observations (39,) of the Kuka environment, one a control tick
     plans   one about every second
@@ -61,6 +62,7 @@ class EpisodeLog:
 
     seed: int
     goal: str
+    note: str = ''
     stamps: list[float] = field(default_factory=list)
     states: list[NDArray[np.float64]] = field(default_factory=list)
     plans: list[LoggedPlan] = field(default_factory=list)
@@ -115,7 +117,7 @@ def check_video_writer() -> None:
         imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError) as error:
         raise RecordingError('a video needs imageio and imageio-ffmpeg: pip install imageio imageio-ffmpeg, or '
-                             f'video:=false ({error})') from error
+                             f'do without videos ({error})') from error
 
 
 def write_video(path: Path, log: EpisodeLog) -> None:
@@ -137,7 +139,8 @@ def write_video(path: Path, log: EpisodeLog) -> None:
                     env.set_state(state)
                     image = env.render()
                     assert image is not None
-                    writer.append_data(_captioned(image, f'{time:4.1f} s    goal: {log.goal}    seed {log.seed}'))
+                    caption = f'{time:4.1f} s    goal: {log.goal}    seed {log.seed}\n{log.note}'
+                    writer.append_data(_captioned(image, caption))
     finally:
         env.close()
 

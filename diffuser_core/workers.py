@@ -1,0 +1,29 @@
+"""Worker processes: how many there is room for, and what one does so as neither to outlive its parent nor to take its Ctrl-C."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+
+__all__ = ['available_cores', 'follow_parent']
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def follow_parent() -> None:
+    """Leave Ctrl-C to the parent, which ends its workers in order; end when the parent is gone. Call it in the worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Wait for the parent process; a killed one cannot stop its workers, and they would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
