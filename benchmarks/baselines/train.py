@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from diffuser_core.evaluate.baselines.encoding import ACTIONS, OBSERVATIONS, Transitions, load_transitions  # noqa: E402
+from diffuser_core.evaluate.baselines.encoding import ACTIONS, OBSERVATIONS, Transitions, load_transitions
 
 BATCH = {'bc': 256, 'bcq': 100, 'cql': 100}
 """Transitions of a gradient step. BCQ and CQL also draw 10 actions for each of them, so theirs are smaller."""

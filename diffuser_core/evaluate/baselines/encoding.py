@@ -1,8 +1,8 @@
 """How learned baselines see the stacking task: observations, actions and rewards as one-step transitions.
 
 An observation (20 numbers) is what the planner's network gets for the same subgoal: the features of the state for the block
-that is moved, the place where it shall go, and whether that place is on the ground. An action is how far the tip shall move in the
-next tick, and the gripper. A segment, 'put block upper on lower', is an episode: its last transition is terminal and has the
+that is moved, the place where it shall go, and whether that place is on the ground. An action is how far the tip shall move in
+the next tick, and the gripper. A segment, 'put block upper on lower', is an episode: its last transition is terminal and has the
 reward 1, every other has the reward 0.
 """
 
@@ -33,7 +33,8 @@ STANDSTILL = 0.005
 _JOINTS = len(JOINT_NAMES)
 
 
-def encode_observation(states: np.ndarray, moved: np.ndarray | int, places: np.ndarray, grounded: np.ndarray | bool) -> np.ndarray:
+def encode_observation(states: np.ndarray, moved: np.ndarray | int, places: np.ndarray,
+                       grounded: np.ndarray | bool) -> np.ndarray:
     """Observations (..., 20), named by `OBSERVATIONS`.
 
     states (..., 39): columns as `CHANNELS`; moved (...,): index of the block to be moved; places (..., 3): x, y, z [m] where its
@@ -44,9 +45,9 @@ def encode_observation(states: np.ndarray, moved: np.ndarray | int, places: np.n
 
 
 def encode_actions(states: np.ndarray, actions: np.ndarray) -> np.ndarray:
-    """Actions (..., 4), named by `ACTIONS`, of recorded ones (..., 8): joint targets [rad] and gripper 0 or 1, in states (..., 39).
+    """Actions (..., 4), named by `ACTIONS`, of recorded ones (..., 8) in states (..., 39).
 
-    ValueError for a motion of the tip by more than `ACTION_SCALE`.
+    Recorded are joint targets [rad] and the gripper, 0 or 1. ValueError for a motion of the tip by more than `ACTION_SCALE`.
     """
     motion = (planar_tip(actions[..., :_JOINTS]) - planar_tip(states[..., :_JOINTS])) / ACTION_SCALE
     if np.abs(motion).max(initial=0.0) > 1.0:
@@ -119,8 +120,8 @@ def _segment(data: SegmentData, actions: np.ndarray, segment: int) -> tuple[np.n
 def _without_waiting(actions: np.ndarray) -> np.ndarray:
     """Gripper labels (ticks,) of actions (ticks, 4): where the arm is told to stay, the one that this standstill ends with.
 
-    The demonstrator waits some ticks before it grips or lets go. A policy that sees only the present state cannot count them; from
-    one and the same state it would learn to wait for ever.
+    The demonstrator waits some ticks before it grips or lets go. A policy that sees only the present state cannot count them;
+    from one and the same state it would learn to wait for ever.
     """
     still = (np.abs(actions[:, :3]) < STANDSTILL).all(axis=1)
     labels = actions[:, 3].copy()

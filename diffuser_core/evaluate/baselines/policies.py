@@ -1,7 +1,7 @@
-"""Stacking controllers to compare the planner with: the scripted demonstrator, and networks that map an observation to an action.
+"""Stacking controllers to compare the planner with: the scripted demonstrator, and networks from observation to action.
 
-They have the interface of `StackingPolicy`, so the evaluation suite runs them on the same episodes. Which block is moved next, and
-where to, follows for all of them from the same rules (`wanted_relations`, `stacking_moves.next_move`).
+They have the interface of `StackingPolicy`, so the evaluation suite runs them on the same episodes. Which block is moved next,
+and where to, follows for all of them from the same rules (`wanted_relations`, `stacking_moves.next_move`).
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def wanted_relations(goal: StackingGoal, centres: np.ndarray, standing: Collecti
         -> tuple[Relation, ...]:
     """The relations to bring about now, in building order: those of the goal, or one that makes the tallest tower taller.
 
-    centres (blocks, 3) [m]. For 'stack' the block that is `held`, else the free one that is the shortest turn of the arm away from
-    the tallest tower, shall stand on top of it. Empty once no block is left over.
+    centres (blocks, 3) [m]. For 'stack' the block that is `held`, else the free one that is the shortest turn of the arm away
+    from the tallest tower, shall stand on top of it. Empty once no block is left over.
     """
     if goal.task != 'stack':
         return goal.relations
@@ -102,6 +102,9 @@ def _tower(bottom: int, standing: Collection[Relation]) -> list[int]:
 
 class _MoveByMove:
     """What both controllers share: the goal, the move that comes next, and holding still when there is none."""
+
+    _move: Relation | None
+    _resting: np.ndarray | None
 
     def __init__(self, tick_dt: float) -> None:
         self.tick_dt = tick_dt
@@ -138,8 +141,8 @@ class _MoveByMove:
         return Decision(*commands, None, False, self._move)
 
     def _start_over(self) -> None:
-        self._move: Relation | None = None
-        self._resting: np.ndarray | None = None
+        self._move = None
+        self._resting = None
 
     def _commands(self, seen: _Situation, goal: StackingGoal) -> tuple[np.ndarray, np.ndarray] | None:
         """Joints (ticks, 7) [rad] and gripper (ticks,) that make `self._move`, which is brought up to date; None to hold."""
