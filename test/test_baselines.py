@@ -217,17 +217,22 @@ class Rule(torch.nn.Module):
 
     CRUISE = 0.36
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer('metres', torch.tensor([0.6, 1.0]))
+        self.register_buffer('above', torch.tensor([0.0, 0.0, SLAB_HEIGHT / 2.0 + 0.0015]))
+        self.register_buffer('scale', torch.tensor(ACTION_SCALE, dtype=torch.float32))
+
     def forward(self, observation: torch.Tensor) -> torch.Tensor:
         tip, moved, attached, goal = observation[:, :3], observation[:, 3:6], observation[:, 6:7] > 0.5, observation[:, 16:19]
-        apart = (moved - goal)[:, :2] * torch.tensor([0.6, 1.0])
+        apart = (moved - goal)[:, :2] * self.metres
         there = (apart.norm(dim=1, keepdim=True) < 0.03) & ((moved - goal)[:, 2:].abs() < 0.008)
-        above = torch.tensor([0.0, 0.0, SLAB_HEIGHT / 2.0 + 0.0015])
-        error = torch.where(attached, goal, moved) + above - tip
-        aside = (error[:, :2] * torch.tensor([0.6, 1.0])).norm(dim=1, keepdim=True)
+        error = torch.where(attached, goal, moved) + self.above - tip
+        aside = (error[:, :2] * self.metres).norm(dim=1, keepdim=True)
         away = (aside > 0.006) | (there & ~attached)
         rise = self.CRUISE - tip[:, 2:]
-        sideways = torch.where((aside > 0.006) & (rise > 0.03), torch.zeros(1, 2), error[:, :2])
-        step = torch.cat([sideways, torch.where(away, rise, error[:, 2:])], dim=1) / torch.tensor(ACTION_SCALE.astype('float32'))
+        sideways = torch.where((aside > 0.006) & (rise > 0.03), 0.0, error[:, :2])
+        step = torch.cat([sideways, torch.where(away, rise, error[:, 2:])], dim=1) / self.scale
         close = (attached & ~(there & (error[:, 2:].abs() < 0.004))) | (~attached & ~away & (error[:, 2:].abs() < 0.004))
         return torch.cat([step.clamp(-0.6, 0.6), torch.where(close, 1.0, -1.0)], dim=1)
 
