@@ -243,6 +243,73 @@ def test_what_a_learned_policy_sees_and_does_is_enough_for_100(env, task):
     assert (record['score'], record['failure']) == (100.0, None)
 
 
+class Still(torch.nn.Module):
+    """Does nothing and keeps what it has seen."""
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        self.seen = dict(zip(OBSERVATIONS, observation[0].tolist()))
+        return torch.zeros(1, len(ACTIONS))
+
+
+def named(centres, held=None, tip=(0.0, 0.6, 0.4)):
+    """A state by name: blocks at centres (4, 3) [m], the tip in cylindrical coordinates."""
+    blocks = np.zeros((4, 8))
+    blocks[:, :3], blocks[:, 6] = centres, 1.0
+    if held is not None:
+        blocks[held, 7] = 1.0
+    return dict(zip(CHANNELS, np.concatenate([inverse_kinematics(*tip), blocks.ravel()])))
+
+
+def test_the_next_move_waits_until_the_arm_has_backed_off():
+    apart, _ = layout((0.0, RED), (1.0, GREEN), (2.0, BLUE), (-1.0, YELLOW))
+    built, _ = layout((0.0, RED, GREEN), (2.0, BLUE), (-1.0, YELLOW))
+    low, high = (0.0, 0.6, 0.14), (0.0, 0.6, 0.24)
+    policy = LearnedPolicy(Still())
+
+    def subgoals(*tips):
+        policy.reset()
+        policy.set_goal(StackingGoal.parse('relations', ['green on red', 'blue on green']), named(apart))
+        assert policy.act(named(apart), 0.0).subgoal == (GREEN, RED)
+        return [policy.act(named(built, tip=tip), 0.0).subgoal for tip in tips]
+
+    assert subgoals(low, low, high) == [(GREEN, RED), (GREEN, RED), (BLUE, GREEN)]
+    assert subgoals(*[low] * 30)[-1] == (BLUE, GREEN), 'it does not wait for ever'
+
+
+def test_a_chosen_move_is_kept_and_a_goal_is_pursued_from_wherever_things_are():
+    before, _ = layout((0.1, RED), (1.0, GREEN), (-0.7, BLUE), (2.0, YELLOW))
+    after, _ = layout((0.1, RED), (0.65, GREEN), (-0.7, BLUE), (2.0, YELLOW))
+    policy = LearnedPolicy(Still())
+    policy.set_goal(StackingGoal('stack'), named(before))
+    assert [policy.act(named(centres), 0.0).subgoal for centres in (before, after)] == [(BLUE, RED)] * 2
+    policy.reset()
+    policy.set_goal(StackingGoal('stack'), named(after))
+    assert policy.act(named(after), 0.0).subgoal == (GREEN, RED)
+    policy.set_goal(StackingGoal.parse('relations', ['yellow on blue']), named(after))
+    assert policy.act(named(after), 0.0).subgoal == (YELLOW, BLUE)
+    assert policy.act(named(after, held=RED), 0.0).subgoal == (RED, GROUND), 'the wrong block goes down first'
+
+
+def test_the_place_on_the_ground_stays_until_something_else_stands_there():
+    network = Still()
+    policy = LearnedPolicy(network)
+    start, _ = layout((0.0, GREEN, RED), (1.0, BLUE), (-1.0, YELLOW))
+    policy.set_goal(StackingGoal.parse('relations', ['green on blue']), named(start))
+
+    def place(centres, held=None):
+        assert policy.act(named(centres, held), 0.0).subgoal == (RED, GROUND)
+        assert network.seen['goal.ground'] == 1.0 and network.seen['goal.z'] == pytest.approx(SLAB_HEIGHT / 2.0)
+        return network.seen['goal.azimuth']
+
+    first = place(start)
+    carried = start.copy()
+    carried[RED] = -0.6, 0.1, 0.3
+    assert place(carried, RED) == first
+    occupied = carried.copy()
+    occupied[YELLOW, :2] = 0.6 * np.cos(first), 0.6 * np.sin(first)
+    assert abs(place(occupied, RED) - first) > 0.3
+
+
 class Random(torch.nn.Module):
     def forward(self, observation: torch.Tensor) -> torch.Tensor:
         return 0.1 * torch.randn(observation.shape[0], 4)
