@@ -5,7 +5,7 @@ import math
 import subprocess
 import sys
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 
 import imageio.v2
@@ -109,6 +109,22 @@ def test_a_run_goes_on_where_the_last_one_ended(checkpoint, tmp_path, short):
     again = evaluate(suite, out, 'third')
     assert len(short) == 6 and again['rows'] == first['rows']
     assert json.loads((out / 'summary.json').read_text())['command'] == 'third'
+
+
+def test_an_interrupt_keeps_the_episodes_that_run(checkpoint, tmp_path, short, monkeypatch):
+    def interrupted(futures):
+        yield next(as_completed(futures))
+        raise KeyboardInterrupt
+
+    suite = Suite(checkpoint, ('conditional',), episodes=6)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stacking, 'as_completed', interrupted)
+        evaluate(suite, tmp_path, '')
+    kept = [json.loads(line)['seed'] for line in (tmp_path / 'episodes.jsonl').read_text().splitlines()]
+    assert sorted(kept) == sorted(seed for _, seed in short) and 1 <= len(kept) < 6
+    assert not (tmp_path / 'summary.json').exists()
+    evaluate(suite, tmp_path, '')
+    assert sorted(seed for _, seed in short) == list(range(6))
 
 
 def test_results_of_other_settings_are_not_mixed(checkpoint, tmp_path, short):

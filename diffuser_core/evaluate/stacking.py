@@ -152,11 +152,19 @@ def _pool(suite: Suite, checkpoint: Path, jobs: int) -> Executor:
 
 
 def _run(suite: Suite, checkpoint: Path, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
-    """The records of the jobs, as they end; on an error or an interrupt what is running is waited for and no more begun."""
+    """The records of the jobs, as they end. After an interrupt no more are begun, but those that run end and are kept."""
     pool = _pool(suite, checkpoint, len(jobs))
+    waiting = {pool.submit(_run_job, job) for job in jobs}
     try:
-        for future in as_completed([pool.submit(_run_job, job) for job in jobs]):
+        for future in as_completed(set(waiting)):
+            waiting.remove(future)
             yield future.result()
+    except KeyboardInterrupt:
+        pool.shutdown(wait=True, cancel_futures=True)
+        for future in waiting:
+            if not future.cancelled() and future.exception() is None:
+                yield future.result()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
