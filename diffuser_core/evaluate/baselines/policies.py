@@ -113,12 +113,10 @@ class _MoveByMove:
         self._start_over()
 
     def reset(self, seed: int = 0) -> None:
-        """Back to the state after construction, with another seed."""
+        """Back to the state after construction; nothing is drawn from the seed."""
         self.goal = None
         self.replans = 0
         self._start_over()
-        if seed < 0:
-            raise ValueError(f'a seed is a number from 0 on, got {seed}')
 
     def set_goal(self, goal: StackingGoal, observation: Mapping[str, float]) -> None:
         """Pursue `goal`; KeyError if the observation (channel name -> value) lacks a channel."""
