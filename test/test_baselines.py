@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from diffuser_core.cli import main
 from diffuser_core.data.demonstrations import find_data_file, load_segments
 from diffuser_core.envs.kuka_kinematics import REACH, inverse_kinematics, planar_tip
 from diffuser_core.envs.kuka_stack import KukaStackEnv
 from diffuser_core.envs.stacking import CHANNELS, GROUND, SLAB_HEIGHT
 from diffuser_core.envs.stacking_features import FEATURES, cylindrical
 from diffuser_core.envs.stacking_goal import StackingGoal
-from diffuser_core.evaluate.baselines.__main__ import main
 from diffuser_core.evaluate.baselines.encoding import (
     ACTION_SCALE,
     ACTIONS,
@@ -25,7 +25,6 @@ from diffuser_core.evaluate.baselines.encoding import (
     transitions,
 )
 from diffuser_core.evaluate.baselines.policies import DemonstratorPolicy, LearnedPolicy, wanted_relations
-from diffuser_core.evaluate.baselines.suite import evaluate
 from diffuser_core.evaluate.episode import run_episode
 from diffuser_core.experts.collect import collect
 
@@ -348,11 +347,12 @@ def test_networks_are_read_from_torchscript_and_checked(tmp_path, env):
 
 
 def test_the_suite_scores_a_baseline_and_goes_on_where_it_stopped(tmp_path, capsys):
-    arguments = ['demonstrator', '--task', 'conditional', '--workers', '1', '--out', str(tmp_path / 'out'), '--episodes']
+    arguments = ['evaluate', 'stacking', '--policy', 'demonstrator', '--task', 'conditional', '--workers', '1',
+                 '--out', str(tmp_path / 'out'), '--episodes']
     assert main([*arguments, '1']) == 0 and main([*arguments, '2']) == 0
-    assert 'conditional' in capsys.readouterr().out
+    assert 'demonstrator  conditional' in capsys.readouterr().out
     summary = json.loads((tmp_path / 'out' / 'summary.json').read_text())
-    assert (summary['episodes_run'], summary['episodes']) == (1, 2)
+    assert (summary['episodes_run'], summary['episodes'], summary['policy']) == (1, 2, 'demonstrator')
     assert summary['rows'][0]['score'] == 100.0 and summary['rows'][0]['ci95'] == [100.0, 100.0]
     records = [json.loads(line) for line in (tmp_path / 'out' / 'episodes.jsonl').read_text().splitlines()]
     assert [record['seed'] for record in records] == [0, 1]
@@ -360,12 +360,14 @@ def test_the_suite_scores_a_baseline_and_goes_on_where_it_stopped(tmp_path, caps
     assert 'results of other settings (displace)' in capsys.readouterr().err
 
 
-def test_the_suite_refuses_what_it_cannot_run(tmp_path, capsys):
-    assert main(['runs/none.pt', '--out', str(tmp_path)]) == 2
-    assert 'no trained baseline at runs/none.pt' in capsys.readouterr().err
-    given = dict(tasks=['conditional'], episodes=1, seed_start=0, workers=1, displace=0.0, out=tmp_path / 'out', command='')
-    for change, message in (({'tasks': ['juggling']}, "unknown task 'juggling'"), ({'episodes': 0}, 'at least one episode'),
-                            ({'displace': 2.0}, '0 to 0.3 m')):
-        with pytest.raises(ValueError, match=message):
-            evaluate('demonstrator', **{**given, **change})
-    assert not (tmp_path / 'out').exists()
+def test_results_of_different_networks_are_not_mixed(tmp_path, capsys):
+    networks = (Rule(), torch.nn.Linear(len(OBSERVATIONS), len(ACTIONS)))
+    for name, network in zip(('rule', 'linear'), networks):
+        (tmp_path / name).mkdir()
+        torch.jit.trace(network, torch.zeros(1, len(OBSERVATIONS)), check_trace=False).save(tmp_path / name / 'policy.pt')
+    run = ['evaluate', 'stacking', '--task', 'conditional', '--episodes', '1', '--workers', '1', '--out', str(tmp_path / 'out')]
+    assert main([*run, '--policy', str(tmp_path / 'rule' / 'policy.pt')]) == 0
+    (row,) = json.loads((tmp_path / 'out' / 'summary.json').read_text())['rows']
+    assert row['policy'] == 'rule' and row['episodes'] == 1
+    assert main([*run, '--policy', str(tmp_path / 'linear' / 'policy.pt')]) == 2
+    assert 'results of other settings (policy_sha256)' in capsys.readouterr().err

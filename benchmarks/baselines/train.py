@@ -1,7 +1,7 @@
 """Train a baseline (behaviour cloning, BCQ or CQL of d3rlpy) on the stacking demonstrations.
 
 Runs from the project's root in an environment made of `requirements.txt`; see docs/baselines.md. Writes to `--out`:
-policy.pt (TorchScript: observation to action, read by `diffuser_core.evaluate.baselines`), summary.json, and model.pt with
+policy.pt (TorchScript: observation to action, for `diffuser_core evaluate stacking --policy`), summary.json, and model.pt with
 progress.json, from which an interrupted run goes on.
 """
 

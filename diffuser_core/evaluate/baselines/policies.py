@@ -23,7 +23,10 @@ from diffuser_core.envs.stacking_policy import Decision
 from diffuser_core.evaluate.baselines.encoding import ACTIONS, OBSERVATIONS, decode_action, encode_observation
 from diffuser_core.experts.pick_and_place import plan_segment
 
-__all__ = ['DemonstratorPolicy', 'EpisodePolicy', 'LearnedPolicy', 'wanted_relations']
+__all__ = ['DEMONSTRATOR', 'DemonstratorPolicy', 'EpisodePolicy', 'LearnedPolicy', 'load_policy', 'wanted_relations']
+
+DEMONSTRATOR = 'demonstrator'
+"""Names the scripted demonstrator where else the file of a learned policy stands."""
 
 
 class EpisodePolicy(Protocol):
@@ -285,3 +288,8 @@ class LearnedPolicy(_MoveByMove):
         if self._ground is None or room_at(self._ground, seen.centres, upper) < SLAB_SIZE[0]:
             self._ground = free_place(seen.centres, upper)
         return np.array([*self._ground, SLAB_HEIGHT / 2.0])
+
+
+def load_policy(name: str) -> EpisodePolicy:
+    """The demonstrator by its name, or a learned policy by its file; FileNotFoundError, or ValueError if it cannot be used."""
+    return DemonstratorPolicy() if name == DEMONSTRATOR else LearnedPolicy.load(name)
