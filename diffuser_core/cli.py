@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, ...')
     train.add_argument('--threads', type=int, default=None, help='CPU threads; default: all cores')
     train.add_argument('--out', type=Path, default=None, help='default: runs/train/<name>')
+    train.add_argument('--classifier', action='store_true', help='the configuration is of a guiding classifier, not of a planner')
     train.set_defaults(run=_train)
 
     evaluate = verbs.add_parser('evaluate', help='score a checkpoint or a baseline; continues an interrupted run')
@@ -100,10 +101,16 @@ def _train(options: argparse.Namespace) -> None:
     from diffuser_core.data.demonstrations import load_segments
     from diffuser_core.envs.stacking_features import as_features
     from diffuser_core.train.config import TrainConfig
+    from diffuser_core.train.stacking_classifier import ClassifierConfig, train_stacking_classifier
     from diffuser_core.train.trainer import Trainer
-    config = load_config(TrainConfig, options.config, options.overrides)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    if options.classifier:
+        judge = load_config(ClassifierConfig, options.config, options.overrides)
+        data = as_features(load_segments(Path(judge.data)))
+        print(json.dumps(train_stacking_classifier(judge, data, options.command), indent=2))
+        return
+    config = load_config(TrainConfig, options.config, options.overrides)
     data = as_features(load_segments(Path(config.data.path)))
     out = options.out or Path('runs/train') / config.name
     summary = Trainer(config, data, out, device=options.device, command=options.command).run()

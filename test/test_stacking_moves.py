@@ -52,16 +52,15 @@ def test_every_goal_is_reached_from_every_arrangement_by_possible_moves(goal):
     longest = 0
     for stacks in arrangements():
         centres = centres_of(stacks)
-        for count in range(10):
-            move = next_move(goal, centres, standing(centres))
-            if move is None:
-                break
+        moves = 0
+        while (move := next_move(goal, centres, standing(centres))) is not None and moves < 10:
+            moves += 1
             upper, lower = move
             assert not blocks_above(centres, upper)
             assert lower == GROUND or not blocks_above(centres, lower)
             centres = carried_out(centres, move)
         assert set(goal) <= standing(centres), stacks
-        longest = max(longest, count)
+        longest = max(longest, moves)
     assert longest <= 6
 
 

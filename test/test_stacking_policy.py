@@ -48,7 +48,7 @@ def stacked(*pairs):
 
 
 class ScriptedPlanner(Planner):
-    """A planner whose plans jump to the conditioned end at once; without a goal, they put the moved block on one of the others."""
+    """A planner whose plans jump to the conditioned end at once; without a goal, they put the moved block on another one."""
 
     def __init__(self):
         super().__init__(untrained_stacking())
@@ -149,9 +149,12 @@ def test_relations_are_built_bottom_up_and_then_held(policy):
     assert [end['second.azimuth'], end['second.radius'], end['second.z']] == pytest.approx([-np.pi / 2, 0.6, 0.5 * SLAB_HEIGHT])
     assert warm is None
     assert policy.act(observation(), TICK).plan.provenance['warm']
-    second = policy.act(stacked((0, 1)), 2 * TICK)
+    moved = policy.act(stacked((0, 1)), 2 * TICK)  # a jump, for which no plan was made
+    assert moved.subgoal == (0, 1) and not moved.plan.provenance['warm']
+    second = policy.act(stacked((0, 1)), 3 * TICK)
     assert second.subgoal == (2, 0) and not second.plan.provenance['warm']
-    done = policy.act(stacked((0, 1), (2, 0)), 3 * TICK)
+    policy.act(stacked((0, 1), (2, 0)), 4 * TICK)
+    done = policy.act(stacked((0, 1), (2, 0)), 5 * TICK)
     assert done.reached and done.plan is None
 
 
@@ -164,7 +167,7 @@ def test_the_next_relation_waits_until_the_arm_has_finished_its_plan(policy):
 
 def test_the_task_stack_pursues_the_first_proposal_that_builds_higher(policy):
     policy.PROPOSALS = 2
-    policy.planner.onto = ['third', None, 'second', 'second', 'third', 'first']  # red is on green; red and then blue, yellow are free
+    policy.planner.onto = ['third', None, 'second', 'second', 'third', 'first']  # red, blue and yellow are free, in this order
     policy.set_goal(StackingGoal('stack'), stacked((0, 1)))
     decision = policy.act(stacked((0, 1)), 0.0)  # red on yellow or staying builds no higher
     assert decision.subgoal is None and decision.plan is None and not decision.reached

@@ -25,6 +25,7 @@ from diffuser_core.envs.stacking import (
     standing_relations,
     tallest_chain,
 )
+from diffuser_core.envs.stacking_classifier import class_of
 from diffuser_core.envs.stacking_features import (
     ATTACHED,
     FEATURES,
@@ -39,9 +40,12 @@ from diffuser_core.envs.stacking_features import (
 )
 from diffuser_core.envs.stacking_goal import StackingGoal
 from diffuser_core.envs.stacking_moves import blocks_above, free_place, next_move, room_at
+from diffuser_core.guide_library import ClassifierGuide
+from diffuser_core.guides import Guide
 from diffuser_core.planner import DEFAULT_SAMPLING, Planner, Sampling
 from diffuser_core.receding_horizon import RecedingHorizon
 from diffuser_core.trajectory import Plan
+from diffuser_core.value_network import StepClassifier
 
 __all__ = ['Decision', 'StackingPolicy']
 
@@ -89,6 +93,9 @@ class StackingPolicy:
     tail        ticks of commands a decision holds
     commit      plan steps for which the motion of the last plan is kept
     patience    ticks that the arm may stand still, its move unmade, before planning starts afresh
+    classifier  what a plan's states say of the moved block (`stacking_classifier`); with it the plan's end is not given, but its
+                second half is guided to where the move is made (paper, appendix B), scaled by GUIDE_SCALE
+    keep_goal   whether the end is given all the same
     """
 
     COMMIT = 3
@@ -100,11 +107,13 @@ class StackingPolicy:
     """A block that moves farther than this from one tick to the next [m], neither held nor just let go, was knocked away."""
     GRIP_TIME = 1 / 12
     """Contact may come or go this much earlier or later than planned [s]."""
+    GUIDE_SCALE = 1.0
     PROPOSALS = 4
     """Plans drawn without a goal to choose from."""
 
     def __init__(self, planner: Planner, *, sampling: Sampling = DEFAULT_SAMPLING, tick_dt: float = 1 / 24, tail: int = 12,
-                 patience: int = 15, commit: int = COMMIT) -> None:
+                 patience: int = 15, commit: int = COMMIT, classifier: StepClassifier | None = None,
+                 keep_goal: bool = False) -> None:
         missing = [n for n in FEATURES if n not in planner.channels.names]
         extra = [n for n in planner.channels.names if n not in FEATURES]
         if missing or extra:
@@ -119,6 +128,8 @@ class StackingPolicy:
         self._horizon = RecedingHorizon(planner, sampling, committed=(*TIP, ATTACHED), commit=commit)
         self._tail = tail
         self._patience = patience
+        self._classifier = classifier
+        self._goal_given = classifier is None or keep_goal
         self._tip = planner.channels.indices(TIP)
         self._places = planner.channels.indices(PLACES).reshape(-1, 3)
         self._attached = planner.channels.names.index(ATTACHED)
@@ -188,11 +199,20 @@ class StackingPolicy:
             self._choose(wanted)
         self._resting = None
         moved = self._move[0]  # type: ignore[index]
-        plan = self._horizon.update(self._features(now_is, moved), self._conditions(now_is), now)
+        conditions = self._conditions(now_is) if self._goal_given else self.planner.conditions()
+        plan = self._horizon.update(self._features(now_is, moved), conditions, now, guide=self._guide())
         ahead = plan.at(now + self.tick_dt * np.arange(1, self._tail + 1))
         rows = np.ceil(self.tick_dt / plan.step_dt * np.arange(1, self._tail + 1) - 1e-6).astype(int).clip(max=plan.horizon - 1)
         gripper = plan.values[rows, self._attached] > 0.5  # not between rows: half closed means nothing
         return Decision(nearest_joints(ahead[:, self._tip]), gripper, named_plan(plan, moved), False, self._move)
+
+    def _guide(self) -> Guide | None:
+        """What draws plans to make the present move, if a classifier does."""
+        if self._classifier is None:
+            return None
+        assert self._move is not None
+        return self.GUIDE_SCALE * ClassifierGuide(self._classifier, self.planner.checkpoint.normalizer, [class_of(self._move)],
+                                                  first_step=self.planner.checkpoint.horizon // 2)
 
     def _hold(self, now_is: _Situation, *, reached: bool) -> Decision:
         if self._resting is None:  # kept while holding: following the measured joints would let the arm creep
@@ -204,7 +224,7 @@ class StackingPolicy:
         return features(now_is.state, moved)[self._order]
 
     def _notice(self, now_is: _Situation, now: float) -> None:
-        """Plan afresh if a block was knocked away, if the gripper does not hold what the plan says, or if the arm stands still."""
+        """Plan afresh if a block was knocked away, the gripper does not hold what the plan says, or the arm stands still."""
         before, self._seen = self._seen, now_is
         if before is not None:
             moved = np.linalg.norm(now_is.centres - before.centres, axis=1)
@@ -232,7 +252,7 @@ class StackingPolicy:
     def _carried_out(self, now_is: _Situation) -> bool:
         plan = self._horizon.plan
         if plan is None:
-            return True
+            return False
         end, tip = cartesian(np.stack([plan.values[-1][self._tip], planar_tip(now_is.joints)]))
         return bool(np.linalg.norm(end - tip) < self.DONE_TOLERANCE)
 
