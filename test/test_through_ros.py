@@ -40,12 +40,12 @@ def launches(monkeypatch):
         process.wait()
 
 
-def processes_naming(folder):
-    """Ids of the running processes with the folder in their command line, but for this one."""
+def processes_marked(mark):
+    """Ids of the running processes whose environment holds the variable `mark`."""
     found = []
-    for path in Path('/proc').glob('[0-9]*/cmdline'):
+    for path in Path('/proc').glob('[0-9]*/environ'):
         with contextlib.suppress(OSError):
-            if str(folder).encode() in path.read_bytes() and path.parent.name != str(os.getpid()):
+            if f'{mark}='.encode() in path.read_bytes():
                 found.append(int(path.parent.name))
     return found
 
@@ -85,19 +85,19 @@ def test_the_launch_of_a_run_that_is_killed_ends_too(checkpoint, tmp_path):
     code = ('import pathlib, sys; from diffuser_core.evaluate import through_ros; folder = pathlib.Path(sys.argv[2]); '
             'records = through_ros.run([("unconditional", seed) for seed in range(50)], pathlib.Path(sys.argv[1]), folder, '
             'realtime=False); print(next(records)["task"], flush=True); input()')
+    mark = f'DIFFUSER_TEST_{os.getpid()}'
     run = subprocess.Popen([sys.executable, '-c', code, str(checkpoint), str(tmp_path)], stdin=subprocess.PIPE,
-                           stdout=subprocess.PIPE, text=True)
+                           stdout=subprocess.PIPE, text=True, env={**os.environ, mark: '1'})
     try:
         assert run.stdout.readline() == 'unconditional\n'
-        launches = processes_naming(tmp_path)
-        assert len(launches) > 2, 'the run, its launch and nodes'
+        assert len(processes_marked(mark)) == 5, 'the run, its launch and three nodes'
     finally:
         run.kill()
         run.communicate()
     end = time.monotonic() + 60.0
-    while processes_naming(tmp_path) and time.monotonic() < end:
+    while processes_marked(mark) and time.monotonic() < end:
         time.sleep(0.2)
-    assert not processes_naming(tmp_path)
+    assert not processes_marked(mark)
 
 
 def test_a_launch_that_fails_is_named_with_its_log(tmp_path, launches):
