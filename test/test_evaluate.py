@@ -155,7 +155,8 @@ def test_rows_count_what_is_in_the_records(tmp_path, checkpoint, short, monkeypa
     summary = evaluate(Suite(checkpoint, ('rearrangement',), episodes=4, videos=True), tmp_path, '')
     (row,) = summary['rows']
     assert row['score'] == pytest.approx(175 / 3) and row['ci95'] == list(mean_interval(np.array(list(scores.values()))))
-    assert row['paper'] == 58.9 and row['failures'] == {'time out': 2} and row['displaced'] == 2
+    assert row['paper'] == 58.9 and row['failures'] == {'time out': 2}
+    assert row['displaced'] == 2 and row['displaced_score'] == pytest.approx(50 / 3) and '2 (16.7)' in format_rows([row])
     assert row['reached_at_median'] == 1.5 and row['late_ticks'] == 6 and row['latency_ms']['p50'] == 11.5
     assert '58.3' in format_rows([row]) and '2 time out' in format_rows([row])
     assert sorted(films) == [('rearrangement_best.mp4', 0, 'rearrangement, best of 4: score 100.0'),

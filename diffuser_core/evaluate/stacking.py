@@ -248,6 +248,7 @@ def _rank(record: Mapping[str, Any]) -> tuple[float, int, int]:
 def _row(policy: str, task: str, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     scores = np.array([r['score'] for r in records])
     failures = [r['failure'] for r in records]
+    displaced = [r['score'] for r in records if r['displaced'] is not None]
     reached = [r['reached_at'] for r in records if r['reached_at'] is not None]
     latencies = [r['latency_ms'] for r in records if r['latency_ms']['p50'] is not None]
     return {'policy': policy, 'task': task, 'score': float(scores.mean()), 'ci95': list(mean_interval(scores)),
@@ -255,7 +256,7 @@ def _row(policy: str, task: str, records: Sequence[Mapping[str, Any]]) -> dict[s
             'legacy_score': float(np.mean([r['legacy_score'] for r in records])),
             'failures': {name: failures.count(name) for name in FAILURES if name in failures},
             'reached_at_median': float(np.median(reached)) if reached else None,
-            'displaced': sum(r['displaced'] is not None for r in records),
+            'displaced': len(displaced), 'displaced_score': float(np.mean(displaced)) if displaced else None,
             'ticks': sum(r['ticks'] for r in records), 'late_ticks': sum(r['late_ticks'] for r in records),
             'latency_ms': {q: float(np.median([ms[q] for ms in latencies])) if latencies else None for q in ('p50', 'p99')}}
 
@@ -263,10 +264,11 @@ def _row(policy: str, task: str, records: Sequence[Mapping[str, Any]]) -> dict[s
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
     """The results as a table for people."""
     lines = [f'{"policy":<14}{"task":<15}{"score":>7}{"95 % interval":>16}{"paper":>7}{"legacy":>8}{"episodes":>10}'
-             f'{"displaced":>11}  failures']
+             f'{"displaced (score)":>19}  failures']
     for row in rows:
         low, high = row['ci95']
         failures = ', '.join(f'{count} {name}' for name, count in row['failures'].items()) or 'none'
+        displaced = f'{row["displaced"]} ({row["displaced_score"]:.1f})' if row['displaced'] else '0'
         lines.append(f'{row["policy"]:<14}{row["task"]:<15}{row["score"]:>7.1f}{f"{low:.1f} - {high:.1f}":>16}'
-                     f'{row["paper"]:>7.1f}{row["legacy_score"]:>8.1f}{row["episodes"]:>10}{row["displaced"]:>11}  {failures}')
+                     f'{row["paper"]:>7.1f}{row["legacy_score"]:>8.1f}{row["episodes"]:>10}{displaced:>19}  {failures}')
     return '\n'.join(lines)
