@@ -60,9 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument('--classifier', action='store_true', help='the configuration is of a guiding classifier, not of a planner')
     train.set_defaults(run=_train)
 
-    evaluate = verbs.add_parser('evaluate', help='score a checkpoint; continues an interrupted run')
+    evaluate = verbs.add_parser('evaluate', help='score a checkpoint or a baseline; continues an interrupted run')
     evaluate.add_argument('suite', choices=['stacking'])
     evaluate.add_argument('--checkpoint', type=Path, default=None, help='default: the shipped one')
+    evaluate.add_argument('--policy', default=None, help="a baseline in the planner's place: 'demonstrator', or a file such as "
+                          'runs/baselines/bc/policy.pt')
     evaluate.add_argument('--task', choices=['all', *TASKS], default='all')
     evaluate.add_argument('--episodes', type=int, default=100, help='of each task')
     evaluate.add_argument('--seed-start', type=int, default=0, help='seeds below 10000 are for evaluation')
@@ -76,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument('--videos', action='store_true', help='film the best, median and worst episode of each task')
     evaluate.add_argument('--through-ros', action='store_true', help='through bridge and planner node, in lock-step')
     evaluate.add_argument('--realtime', action='store_true', help='with --through-ros: by the clock')
-    evaluate.add_argument('--out', type=Path, default=None, help='default: runs/evaluate/<suite>')
+    evaluate.add_argument('--out', type=Path, default=None, help='default: runs/evaluate/<suite>, of a baseline <suite>_<policy>')
     evaluate.set_defaults(run=_evaluate)
 
     inspect = verbs.add_parser('inspect', help='say what a checkpoint is')
@@ -126,12 +128,15 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.through_ros and (chosen or options.commit is not None or options.workers is not None):
         raise ValueError('--through-ros runs one episode at a time, with the planner settings of config/kuka_planner.yaml; '
                          'leave out --workers, --steps, --warm-steps, --warm-level and --commit')
+    if options.policy is not None and (chosen or options.commit is not None):
+        raise ValueError('a baseline does not denoise; leave out --steps, --warm-steps, --warm-level and --commit')
     suite = Suite(
-        checkpoint=options.checkpoint, tasks=TASKS if options.task == 'all' else (options.task,), episodes=options.episodes,
-        seed_start=options.seed_start, workers=options.workers, sampling=Sampling(**chosen),
+        checkpoint=options.checkpoint, policy=options.policy, tasks=TASKS if options.task == 'all' else (options.task,),
+        episodes=options.episodes, seed_start=options.seed_start, workers=options.workers, sampling=Sampling(**chosen),
         commit=StackingPolicy.COMMIT if options.commit is None else options.commit, displace=options.displace,
         videos=options.videos, ros=('realtime' if options.realtime else 'lock-step') if options.through_ros else None)
-    print(format_rows(evaluate(suite, options.out or Path('runs/evaluate') / options.suite, options.command)['rows']))
+    out = options.out or Path('runs/evaluate') / (options.suite if options.policy is None else f'{options.suite}_{suite.name}')
+    print(format_rows(evaluate(suite, out, options.command)['rows']))
 
 
 def _inspect(options: argparse.Namespace) -> None:

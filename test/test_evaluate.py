@@ -7,6 +7,7 @@ import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from pathlib import Path
 
 import imageio.v2
 import numpy as np
@@ -52,9 +53,8 @@ def short(monkeypatch):
         run.append(job)
         return real(policy, env, *job, **options)
 
-    def pool(suite, checkpoint, jobs):
-        policy = StackingPolicy(Planner.from_checkpoint(checkpoint), sampling=suite.sampling, commit=suite.commit)
-        monkeypatch.setattr(stacking, '_worker', {'env': env, 'policy': policy, 'displace': suite.displace})
+    def pool(suite, jobs):
+        monkeypatch.setattr(stacking, '_worker', {'env': env, 'policy': stacking._load(suite), 'displace': suite.displace})
         return ThreadPoolExecutor(1)
 
     env = KukaStackEnv(episode_steps=30)
@@ -155,7 +155,8 @@ def test_rows_count_what_is_in_the_records(tmp_path, checkpoint, short, monkeypa
     summary = evaluate(Suite(checkpoint, ('rearrangement',), episodes=4, videos=True), tmp_path, '')
     (row,) = summary['rows']
     assert row['score'] == pytest.approx(175 / 3) and row['ci95'] == list(mean_interval(np.array(list(scores.values()))))
-    assert row['paper'] == 58.9 and row['failures'] == {'time out': 2} and row['displaced'] == 2
+    assert row['paper'] == 58.9 and row['failures'] == {'time out': 2}
+    assert row['displaced'] == 2 and row['displaced_score'] == pytest.approx(50 / 3) and '2 (16.7)' in format_rows([row])
     assert row['reached_at_median'] == 1.5 and row['late_ticks'] == 6 and row['latency_ms']['p50'] == 11.5
     assert '58.3' in format_rows([row]) and '2 time out' in format_rows([row])
     assert sorted(films) == [('rearrangement_best.mp4', 0, 'rearrangement, best of 4: score 100.0'),
@@ -187,6 +188,8 @@ def test_films_are_of_the_episodes_in_the_results_and_one_warning_says_if_not(tm
     ({'displace': math.nan}, 'displaced by 0 to 0.3 m'),
     ({'ros': 'lock-step', 'videos': True}, 'made without ROS'),
     ({'ros': 'realtime', 'displace': 0.1}, 'made without ROS'),
+    ({'policy': 'demonstrator', 'ros': 'lock-step'}, 'a baseline has no checkpoint and runs without ROS'),
+    ({'policy': 'demonstrator', 'checkpoint': Path('x')}, 'a baseline has no checkpoint and runs without ROS'),
     ({'ros': 'yes'}, "'lock-step' or 'realtime', got 'yes'"),
 ])
 def test_what_cannot_be_run_is_refused(changes, message):
@@ -215,6 +218,8 @@ def test_evaluate_writes_a_row_a_task_and_a_line_an_episode(checkpoint, tmp_path
     (['evaluate', 'stacking', '--through-ros', '--workers', '2'], 'evaluate: --through-ros runs one episode at a time'),
     (['evaluate', 'stacking', '--through-ros', '--steps', '2'], 'leave out --workers, --steps'),
     (['evaluate', 'stacking', '--displace', '3'], 'evaluate: a block can be displaced by 0 to 0.3 m, got 3'),
+    (['evaluate', 'stacking', '--policy', '{tmp}/none.pt', '--out', '{tmp}/o'], 'evaluate: no trained baseline at {tmp}/none.pt'),
+    (['evaluate', 'stacking', '--policy', 'demonstrator', '--commit', '1'], 'evaluate: a baseline does not denoise; leave out'),
     (['train', '{tmp}/none.yaml'], 'train: cannot read the configuration {tmp}/none.yaml'),
     (['train', 'config/kuka_stack.yaml', 'data.path={tmp}'], 'train: no demonstrations at {tmp}'),
     (['train', 'config/kuka_stack.yaml', 'data.hight=3'], "unknown key 'hight'"),

@@ -10,7 +10,7 @@ import pybullet
 import pybullet_data
 import pytest
 from gymnasium.utils.env_checker import check_env
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from diffuser_core.envs import KUKA_STACK_ID
@@ -18,9 +18,12 @@ from diffuser_core.envs.kuka_kinematics import (
     JOINT_LOWER,
     JOINT_NAMES,
     JOINT_UPPER,
+    REACH,
     TIP_OFFSET,
     forward_kinematics,
     inverse_kinematics,
+    nearest_joints,
+    planar_tip,
     tip_cylindrical,
 )
 from diffuser_core.envs.kuka_stack import IMAGE_SIZE, KukaStackEnv
@@ -88,6 +91,15 @@ def test_inverse_kinematics_is_undone_by_forward(azimuth, radius, height):
     assert joints[[2, 4, 6]].tolist() == [0.0, 0.0, 0.0]
     np.testing.assert_allclose(tip_cylindrical(joints), (azimuth, radius, height), atol=1e-9)
     np.testing.assert_allclose(forward_kinematics(joints)[1][:, 2], (0.0, 0.0, -1.0), atol=1e-9)
+
+
+@given(st.tuples(*(st.floats(low - 0.3, high + 0.3) for low, high in REACH.T)))
+@example(tuple(REACH[1]))
+@example((0.0, 0.425, 0.62))
+def test_the_nearest_joints_bring_the_tip_to_the_nearest_place_within_reach(tip):
+    joints = nearest_joints(tip)
+    assert (np.abs(joints) <= JOINT_UPPER).all()
+    np.testing.assert_allclose(planar_tip(joints), np.clip(tip, *REACH), atol=1e-9)
 
 
 @pytest.mark.parametrize(

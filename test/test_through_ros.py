@@ -1,8 +1,12 @@
 """Evaluation episodes through the launch file, and what is left when they are broken off."""
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from checkpoints import untrained_stacking
@@ -36,6 +40,16 @@ def launches(monkeypatch):
         process.wait()
 
 
+def processes_marked(mark):
+    """Ids of the running processes whose environment holds the variable `mark`."""
+    found = []
+    for path in Path('/proc').glob('[0-9]*/environ'):
+        with contextlib.suppress(OSError):
+            if f'{mark}='.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
 def test_consecutive_seeds_of_a_task_share_a_launch():
     jobs = [('conditional', 0), ('conditional', 1), ('conditional', 3), ('rearrangement', 4), ('rearrangement', 5)]
     assert through_ros._launches(jobs) == [('conditional', 0, 2), ('conditional', 3, 1), ('rearrangement', 4, 2)]
@@ -65,6 +79,25 @@ def test_a_run_that_is_broken_off_ends_its_launch(checkpoint, tmp_path, launches
     assert launches[0].poll() is not None
     said = (tmp_path / 'launch.log').read_text()
     assert said.count('[launch]') > 0 and 'episode 1 of 50' in said
+
+
+def test_the_launch_of_a_run_that_is_killed_ends_too(checkpoint, tmp_path):
+    code = ('import pathlib, sys; from diffuser_core.evaluate import through_ros; folder = pathlib.Path(sys.argv[2]); '
+            'records = through_ros.run([("unconditional", seed) for seed in range(50)], pathlib.Path(sys.argv[1]), folder, '
+            'realtime=False); print(next(records)["task"], flush=True); input()')
+    mark = f'DIFFUSER_TEST_{os.getpid()}'
+    run = subprocess.Popen([sys.executable, '-c', code, str(checkpoint), str(tmp_path)], stdin=subprocess.PIPE,
+                           stdout=subprocess.PIPE, text=True, env={**os.environ, mark: '1'})
+    try:
+        assert run.stdout.readline() == 'unconditional\n'
+        assert len(processes_marked(mark)) == 5, 'the run, its launch and three nodes'
+    finally:
+        run.kill()
+        run.communicate()
+    end = time.monotonic() + 60.0
+    while processes_marked(mark) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not processes_marked(mark)
 
 
 def test_a_launch_that_fails_is_named_with_its_log(tmp_path, launches):

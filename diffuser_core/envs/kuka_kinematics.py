@@ -105,7 +105,7 @@ def inverse_kinematics(azimuth: float, radius: float, height: float) -> NDArray[
     return joints
 
 
-REACH = np.array([[-JOINT_LIMIT[0], 0.425, 0.03], [JOINT_LIMIT[0], 0.72, 0.63]])
+REACH = np.array([[-JOINT_LIMIT[0], 0.425, 0.03], [JOINT_LIMIT[0], 0.72, 0.62]])
 """Lowest and highest azimuth [rad], radius [m] and height [m] of a box whose every point the tip can reach."""
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from diffuser_core.envs.kuka_kinematics import JOINT_LOWER, JOINT_UPPER
 from diffuser_core.envs.kuka_stack import KukaStackEnv
 from diffuser_core.envs.stacking import CHANNELS
-from diffuser_core.envs.stacking_policy import StackingPolicy
 from diffuser_core.envs.stacking_tasks import draw_task
+from diffuser_core.evaluate.baselines.policies import EpisodePolicy
 from diffuser_core.evaluate.displacement import Displacement
 from diffuser_core.evaluate.recording import EpisodeLog
 from diffuser_core.evaluate.records import EpisodeWatch
@@ -19,7 +19,7 @@ from diffuser_core.evaluate.records import EpisodeWatch
 __all__ = ['run_episode']
 
 
-def run_episode(policy: StackingPolicy, env: KukaStackEnv, task: str, seed: int, *, displace: float = 0.0,
+def run_episode(policy: EpisodePolicy, env: KukaStackEnv, task: str, seed: int, *, displace: float = 0.0,
                 log: EpisodeLog | None = None) -> dict[str, Any]:
     """Run an evaluation task to the environment's time limit and return its record (`evaluate.records`).
 

@@ -22,6 +22,7 @@ from diffuser_core.envs.kuka_stack import KukaStackEnv
 from diffuser_core.envs.stacking_policy import StackingPolicy
 from diffuser_core.envs.stacking_tasks import TASKS, draw_task
 from diffuser_core.evaluate import through_ros
+from diffuser_core.evaluate.baselines.policies import DEMONSTRATOR, EpisodePolicy, load_policy
 from diffuser_core.evaluate.episode import run_episode
 from diffuser_core.evaluate.log import Job, ResultsFolder
 from diffuser_core.evaluate.recording import EpisodeLog, check_video_writer, write_video
@@ -42,6 +43,7 @@ class Suite:
     """What to run, and how; ValueError for what cannot be.
 
     checkpoint  folder of the planner; None: the shipped one
+    policy      a baseline in the planner's place: 'demonstrator', or the file of a learned policy; None: the planner itself
     tasks       some of `TASKS`
     episodes    seeds of every task, from `seed_start` on
     workers     processes; None: one a core
@@ -61,6 +63,7 @@ class Suite:
     displace: float = 0.0
     videos: bool = False
     ros: str | None = None
+    policy: str | None = None
 
     def __post_init__(self) -> None:
         unknown = [task for task in self.tasks if task not in TASKS]
@@ -77,6 +80,20 @@ class Suite:
             raise ValueError(f"through ROS it is 'lock-step' or 'realtime', got {self.ros!r}")
         if self.ros is not None and (self.videos or self.displace):
             raise ValueError('videos and displacements are made without ROS; leave out either them or ROS')
+        if self.policy is not None and (self.checkpoint is not None or self.ros is not None):
+            raise ValueError('a baseline has no checkpoint and runs without ROS; leave out either it or them')
+
+    @property
+    def name(self) -> str:
+        """Which controller it is, for people: 'diffuser', 'demonstrator', or the folder that a learned policy lies in."""
+        if self.policy is None or self.policy == DEMONSTRATOR:
+            return self.policy or 'diffuser'
+        return Path(self.policy).resolve().parent.name
+
+    @property
+    def folder(self) -> Path:
+        """Where the planner's checkpoint is."""
+        return checkpoint_folder('kuka_stack') if self.checkpoint is None else self.checkpoint
 
     @property
     def jobs(self) -> list[Job]:
@@ -88,24 +105,20 @@ def evaluate(suite: Suite, out: Path, command: str) -> dict[str, Any]:
     """Run the suite and return the summary; what has been run into `out` before is not run again.
 
     Writes to `out`: `settings.json`, `episodes.jsonl` with one record (`evaluate.records`) a line as episodes end,
-    `summary.json`, and with `videos` a folder of them. ValueError if `out` holds results of other settings or the checkpoint
-    cannot be used.
+    `summary.json`, and with `videos` a folder of them. ValueError if `out` holds results of other settings or the checkpoint or
+    the baseline cannot be used, FileNotFoundError if there is no such baseline.
     """
-    folder = checkpoint_folder('kuka_stack') if suite.checkpoint is None else suite.checkpoint
-    StackingPolicy(Planner.from_checkpoint(folder))
+    _load(suite)
     if suite.videos:
         check_video_writer()
     began = time.monotonic()
-    chosen: dict[str, Any] = {'sampling': asdict(suite.sampling), 'commit': suite.commit} if suite.ros is None \
-        else through_ros.settings()
-    settings = {'weights_sha256': hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(), **chosen,
-                'displace': suite.displace, 'ros': suite.ros}
+    settings = {**_controller_settings(suite), 'displace': suite.displace, 'ros': suite.ros}
     results = ResultsFolder(out, settings)
     wanted = suite.jobs
     missing = [job for job in wanted if job not in results.records]
     if missing:
-        new = _run(suite, folder, missing) if suite.ros is None \
-            else through_ros.run(missing, folder, out / 'ros', realtime=suite.ros == 'realtime')
+        new = _run(suite, missing) if suite.ros is None \
+            else through_ros.run(missing, suite.folder, out / 'ros', realtime=suite.ros == 'realtime')
         with tqdm(total=len(wanted), initial=len(wanted) - len(missing), unit='episode') as bar:
             for record in new:
                 results.add(record)
@@ -113,13 +126,33 @@ def evaluate(suite: Suite, out: Path, command: str) -> dict[str, Any]:
     by_task = {task: [results.records[job] for job in wanted if job[0] == task] for task in suite.tasks}
     summary = {'command': command, 'version': __version__, 'seed_start': suite.seed_start, 'episodes': suite.episodes,
                'device': 'cpu', 'wall_s': round(time.monotonic() - began, 1), 'episodes_run': len(missing),
-               'checkpoint': str(folder), **settings, 'rows': [_row(task, records) for task, records in by_task.items()]}
+               'checkpoint': str(suite.folder) if suite.policy is None else None, **settings, 'policy': suite.policy,
+               'rows': [_row(suite.name, task, records) for task, records in by_task.items()]}
     if suite.videos:
         films = _films(by_task, out / 'videos')
-        _film(suite, folder, films)
+        _film(suite, films)
         summary['videos'] = [str(film.path.relative_to(out)) for film in films]
     results.write_summary(summary)
     return summary
+
+
+def _load(suite: Suite) -> EpisodePolicy:
+    """The controller that runs the episodes."""
+    if suite.policy is not None:
+        return load_policy(suite.policy)
+    return StackingPolicy(Planner.from_checkpoint(suite.folder), sampling=suite.sampling, commit=suite.commit)
+
+
+def _controller_settings(suite: Suite) -> dict[str, Any]:
+    """What results of different controllers are told apart by."""
+    if suite.policy == DEMONSTRATOR:
+        return {'policy': DEMONSTRATOR}
+    if suite.policy is not None:
+        return {'policy_sha256': hashlib.sha256(Path(suite.policy).read_bytes()).hexdigest()}
+    weights = {'weights_sha256': hashlib.sha256((suite.folder / WEIGHTS).read_bytes()).hexdigest()}
+    if suite.ros is not None:
+        return {**weights, **through_ros.settings()}
+    return {**weights, 'sampling': asdict(suite.sampling), 'commit': suite.commit}
 
 
 # ---- Worker processes ------------------------------------------------------------------------------------------------
@@ -127,11 +160,10 @@ def evaluate(suite: Suite, out: Path, command: str) -> dict[str, Any]:
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(checkpoint: Path, suite: Suite) -> None:
+def _start_worker(suite: Suite) -> None:
     follow_parent()
     torch.set_num_threads(1)
-    _worker.update(env=KukaStackEnv(), displace=suite.displace,
-                   policy=StackingPolicy(Planner.from_checkpoint(checkpoint), sampling=suite.sampling, commit=suite.commit))
+    _worker.update(env=KukaStackEnv(), displace=suite.displace, policy=_load(suite))
 
 
 def _run_job(job: Job, log: EpisodeLog | None = None) -> dict[str, Any]:
@@ -146,14 +178,14 @@ def _film_job(job: Job, path: Path, note: str) -> float:
     return float(record['score'])
 
 
-def _pool(suite: Suite, checkpoint: Path, jobs: int) -> Executor:
+def _pool(suite: Suite, jobs: int) -> Executor:
     return ProcessPoolExecutor(min(jobs, suite.workers or available_cores()), multiprocessing.get_context('spawn'),
-                               _start_worker, (checkpoint, suite))
+                               _start_worker, (suite,))
 
 
-def _run(suite: Suite, checkpoint: Path, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
+def _run(suite: Suite, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
     """The records of the jobs, as they end. After an interrupt no more are begun, but those that run end and are kept."""
-    pool = _pool(suite, checkpoint, len(jobs))
+    pool = _pool(suite, len(jobs))
     waiting = {pool.submit(_run_job, job) for job in jobs}
     try:
         for future in as_completed(set(waiting)):
@@ -190,9 +222,9 @@ def _films(by_task: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> 
     return films
 
 
-def _film(suite: Suite, checkpoint: Path, films: Sequence[_Film]) -> None:
+def _film(suite: Suite, films: Sequence[_Film]) -> None:
     """Run the episodes again and film them; one warning if any of them scores differently."""
-    pool = _pool(suite, checkpoint, len(films))
+    pool = _pool(suite, len(films))
     try:
         futures = [pool.submit(_film_job, film.job, film.path, film.note) for film in films]
         scores = [future.result() for future in tqdm(futures, unit='video')]
@@ -213,26 +245,30 @@ def _rank(record: Mapping[str, Any]) -> tuple[float, int, int]:
 # ---- Results ---------------------------------------------------------------------------------------------------------
 
 
-def _row(task: str, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _row(policy: str, task: str, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     scores = np.array([r['score'] for r in records])
     failures = [r['failure'] for r in records]
+    displaced = [r['score'] for r in records if r['displaced'] is not None]
     reached = [r['reached_at'] for r in records if r['reached_at'] is not None]
     latencies = [r['latency_ms'] for r in records if r['latency_ms']['p50'] is not None]
-    return {'task': task, 'score': float(scores.mean()), 'ci95': list(mean_interval(scores)), 'episodes': len(records),
-            'paper': PAPER[task], 'legacy_score': float(np.mean([r['legacy_score'] for r in records])),
+    return {'policy': policy, 'task': task, 'score': float(scores.mean()), 'ci95': list(mean_interval(scores)),
+            'episodes': len(records), 'paper': PAPER[task],
+            'legacy_score': float(np.mean([r['legacy_score'] for r in records])),
             'failures': {name: failures.count(name) for name in FAILURES if name in failures},
             'reached_at_median': float(np.median(reached)) if reached else None,
-            'displaced': sum(r['displaced'] is not None for r in records),
+            'displaced': len(displaced), 'displaced_score': float(np.mean(displaced)) if displaced else None,
             'ticks': sum(r['ticks'] for r in records), 'late_ticks': sum(r['late_ticks'] for r in records),
             'latency_ms': {q: float(np.median([ms[q] for ms in latencies])) if latencies else None for q in ('p50', 'p99')}}
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
     """The results as a table for people."""
-    lines = [f'{"task":<15}{"score":>7}{"95 % interval":>16}{"paper":>7}{"legacy":>8}{"episodes":>10}{"displaced":>11}  failures']
+    lines = [f'{"policy":<14}{"task":<15}{"score":>7}{"95 % interval":>16}{"paper":>7}{"legacy":>8}{"episodes":>10}'
+             f'{"displaced (score)":>19}  failures']
     for row in rows:
         low, high = row['ci95']
         failures = ', '.join(f'{count} {name}' for name, count in row['failures'].items()) or 'none'
-        lines.append(f'{row["task"]:<15}{row["score"]:>7.1f}{f"{low:.1f} - {high:.1f}":>16}{row["paper"]:>7.1f}'
-                     f'{row["legacy_score"]:>8.1f}{row["episodes"]:>10}{row["displaced"]:>11}  {failures}')
+        displaced = f'{row["displaced"]} ({row["displaced_score"]:.1f})' if row['displaced'] else '0'
+        lines.append(f'{row["policy"]:<14}{row["task"]:<15}{row["score"]:>7.1f}{f"{low:.1f} - {high:.1f}":>16}'
+                     f'{row["paper"]:>7.1f}{row["legacy_score"]:>8.1f}{row["episodes"]:>10}{displaced:>19}  {failures}')
     return '\n'.join(lines)

@@ -16,6 +16,7 @@ from typing import Any
 
 from diffuser_core.evaluate.log import Job
 from diffuser_core.shipped import config_folder
+from diffuser_core.workers import die_with_parent
 
 __all__ = ['run', 'settings']
 
@@ -69,7 +70,8 @@ def _launch(task: str, first: int, count: int, checkpoint: Path, folder: Path, r
     log = folder / 'launch.log'
     with open(log, 'a', encoding='utf-8') as said:
         process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                   env={**os.environ, 'PYTHONPATH': path}, start_new_session=True)
+                                   env={**os.environ, 'PYTHONPATH': path}, start_new_session=True,
+                                   preexec_fn=die_with_parent)
     taken = 0
     try:
         while True:

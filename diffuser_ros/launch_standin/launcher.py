@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import heapq
 import itertools
@@ -13,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections import deque
@@ -23,6 +21,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import yaml
+
+from diffuser_core.workers import die_with_parent
 
 from .entities import (
     DeclareLaunchArgument,
@@ -37,9 +37,6 @@ from .entities import (
     visit,
 )
 from .substitutions import LaunchContext, LaunchError
-
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h: the signal that a child gets when its parent dies
 
 
 @dataclass(eq=False)
@@ -145,7 +142,7 @@ class Launcher:
         try:
             popen = subprocess.Popen(command, cwd=cwd, env={**environment, 'PYTHONUNBUFFERED': '1'},
                                      stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                     start_new_session=True, preexec_fn=_die_with_parent)
+                                     start_new_session=True, preexec_fn=die_with_parent)
         except OSError as error:
             raise LaunchError(f'{command[0]} cannot be started: {error.strerror}') from None
         output = cast(IO[bytes], popen.stdout)
@@ -303,12 +300,6 @@ class Launcher:
 def _signal_group(process: Process, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.popen.pid, number)
-
-
-def _die_with_parent() -> None:
-    """In a child before its program starts: have the kernel end it if the launcher is killed outright."""
-    if sys.platform == 'linux':
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def launch(path: Path, arguments: Mapping[str, str]) -> int:

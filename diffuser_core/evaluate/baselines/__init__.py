@@ -1,0 +1,1 @@
+"""What the planner is compared with: the scripted demonstrator and policies learned from the same demonstrations."""
