@@ -73,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument('--warm-steps', type=int, default=None, help='denoising steps of a warm-started plan')
     evaluate.add_argument('--warm-level', type=float, default=None, help='share of the levels a warm start is noised up to')
     evaluate.add_argument('--commit', type=int, default=None, help='plan steps for which the motion of the last plan is kept')
+    evaluate.add_argument('--classifier', type=Path, default=None,
+                          help='guide plans by this classifier in place of the goal at their end')
+    evaluate.add_argument('--keep-goal', action='store_true', help='with --classifier: give the goal as well')
     evaluate.add_argument('--displace', type=float, default=0.0, metavar='METRES',
                           help='move a block by this much in the middle of every episode')
     evaluate.add_argument('--videos', action='store_true', help='film the best, median and worst episode of each task')
@@ -130,11 +133,14 @@ def _evaluate(options: argparse.Namespace) -> None:
                          'leave out --workers, --steps, --warm-steps, --warm-level and --commit')
     if options.policy is not None and (chosen or options.commit is not None):
         raise ValueError('a baseline does not denoise; leave out --steps, --warm-steps, --warm-level and --commit')
+    if options.keep_goal and options.classifier is None:
+        raise ValueError('--keep-goal needs --classifier: without one the goal is given anyway')
     suite = Suite(
         checkpoint=options.checkpoint, policy=options.policy, tasks=TASKS if options.task == 'all' else (options.task,),
         episodes=options.episodes, seed_start=options.seed_start, workers=options.workers, sampling=Sampling(**chosen),
         commit=StackingPolicy.COMMIT if options.commit is None else options.commit, displace=options.displace,
-        videos=options.videos, ros=('realtime' if options.realtime else 'lock-step') if options.through_ros else None)
+        classifier=options.classifier, keep_goal=options.keep_goal, videos=options.videos,
+        ros=('realtime' if options.realtime else 'lock-step') if options.through_ros else None)
     out = options.out or Path('runs/evaluate') / (options.suite if options.policy is None else f'{options.suite}_{suite.name}')
     print(format_rows(evaluate(suite, out, options.command)['rows']))
 

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from diffuser_core import __version__
 from diffuser_core.checkpoint import WEIGHTS
 from diffuser_core.envs.kuka_stack import KukaStackEnv
+from diffuser_core.envs.stacking_classifier import load_classifier
 from diffuser_core.envs.stacking_policy import StackingPolicy
 from diffuser_core.envs.stacking_tasks import TASKS, draw_task
 from diffuser_core.evaluate import through_ros
@@ -44,6 +45,8 @@ class Suite:
 
     checkpoint  folder of the planner; None: the shipped one
     policy      a baseline in the planner's place: 'demonstrator', or the file of a learned policy; None: the planner itself
+    classifier  file of a classifier that guides the planner's plans in place of the goal at their end; None: the goal is given
+    keep_goal   whether the goal is given as well
     tasks       some of `TASKS`
     episodes    seeds of every task, from `seed_start` on
     workers     processes; None: one a core
@@ -64,6 +67,8 @@ class Suite:
     videos: bool = False
     ros: str | None = None
     policy: str | None = None
+    classifier: Path | None = None
+    keep_goal: bool = False
 
     def __post_init__(self) -> None:
         unknown = [task for task in self.tasks if task not in TASKS]
@@ -82,6 +87,9 @@ class Suite:
             raise ValueError('videos and displacements are made without ROS; leave out either them or ROS')
         if self.policy is not None and (self.checkpoint is not None or self.ros is not None):
             raise ValueError('a baseline has no checkpoint and runs without ROS; leave out either it or them')
+
+        if self.classifier is not None and (self.policy is not None or self.ros is not None):
+            raise ValueError('a classifier guides the planner without ROS; leave out either it or the baseline or ROS')
 
     @property
     def name(self) -> str:
@@ -140,7 +148,11 @@ def _load(suite: Suite) -> EpisodePolicy:
     """The controller that runs the episodes."""
     if suite.policy is not None:
         return load_policy(suite.policy)
-    return StackingPolicy(Planner.from_checkpoint(suite.folder), sampling=suite.sampling, commit=suite.commit)
+    planner = Planner.from_checkpoint(suite.folder)
+    if suite.classifier is None:
+        return StackingPolicy(planner, sampling=suite.sampling, commit=suite.commit)
+    return StackingPolicy(planner, sampling=replace(suite.sampling, rule='score'), commit=suite.commit,
+                          classifier=load_classifier(suite.classifier), keep_goal=suite.keep_goal)
 
 
 def _controller_settings(suite: Suite) -> dict[str, Any]:
@@ -152,7 +164,9 @@ def _controller_settings(suite: Suite) -> dict[str, Any]:
     weights = {'weights_sha256': hashlib.sha256((suite.folder / WEIGHTS).read_bytes()).hexdigest()}
     if suite.ros is not None:
         return {**weights, **through_ros.settings()}
-    return {**weights, 'sampling': asdict(suite.sampling), 'commit': suite.commit}
+    guided = {} if suite.classifier is None else {
+        'classifier_sha256': hashlib.sha256(suite.classifier.read_bytes()).hexdigest(), 'keep_goal': suite.keep_goal}
+    return {**weights, 'sampling': asdict(suite.sampling), 'commit': suite.commit, **guided}
 
 
 # ---- Worker processes ------------------------------------------------------------------------------------------------
