@@ -101,7 +101,9 @@ def train(name: str, data: Transitions, steps: int, out: Path, *, seed: int, dev
                 (out / 'progress.json').write_text(json.dumps(progress, indent=2) + '\n', encoding='utf-8')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', torch.jit.TracerWarning)  # of d3rlpy's own checks of shapes, which are fixed here
-        algorithm.save_policy(str(out / 'policy.pt'))
+        exported = build(name, data, 'cpu')  # an export names its device: one from a GPU would not run without
+        exported.load_model(str(out / 'model.pt'))
+        exported.save_policy(str(out / 'policy.pt'))
     summary = {**progress, 'batch': BATCH[name], 'hidden': HIDDEN, 'transitions': len(data), 'd3rlpy': d3rlpy.__version__,
                'torch': torch.__version__, 'threads': torch.get_num_threads(), 'device': device, 'command': command}
     (out / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n', encoding='utf-8')
