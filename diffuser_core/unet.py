@@ -66,9 +66,8 @@ class ContextEncoder(nn.Module):
         self.size = raw + hidden
 
     def forward(self, known: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        ends = [0, -1]
-        shown = mask[:, ends].to(known.dtype)
-        values = known[:, ends] * shown
+        shown = _ends(mask).to(known.dtype)
+        values = _ends(known) * shown
         parts = [values.flatten(1), shown.flatten(1)]
         if len(self.objects):
             places = values[:, :, self.objects]  # (batch, first / last, objects, fields)
@@ -78,6 +77,11 @@ class ContextEncoder(nn.Module):
             parts.append(moved.flatten(1) * goal_known[:, None])
         raw = torch.cat(parts, dim=1)
         return torch.cat([self.mlp(raw), raw], dim=1)
+
+
+def _ends(x: torch.Tensor) -> torch.Tensor:
+    """First and last step: (batch, horizon, channels) -> (batch, 2, channels)."""
+    return torch.stack([x[:, 0], x[:, -1]], dim=1)  # x[:, [0, -1]] would copy its index to the device
 
 
 class LevelEmbedding(nn.Module):
@@ -108,7 +112,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.first = conv_block(inputs, outputs)
         self.second = conv_block(outputs, outputs)
-        self.level = nn.Sequential(nn.Mish(), nn.Linear(embedding, outputs))
+        self.level: nn.Module = nn.Sequential(nn.Mish(), nn.Linear(embedding, outputs))
         self.skip = nn.Identity() if inputs == outputs else nn.Conv1d(inputs, outputs, 1)
         self.context = nn.Linear(context, 2 * outputs) if context else None
 
@@ -169,7 +173,7 @@ class TemporalUNet(nn.Module):
         self.channels = channels
         self.config = config
         widths = [config.width * m for m in config.multipliers]
-        self.embedding = LevelEmbedding(config.width)
+        self.embedding: nn.Module = LevelEmbedding(config.width)
         self.context = ContextEncoder(channels, config.context, objects) if config.context else None
         context = self.context.size if self.context is not None else 0
 
