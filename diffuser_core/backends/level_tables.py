@@ -34,10 +34,10 @@ class LevelTable(nn.Module):
 
 
 def with_level_tables(network: LevelNetwork, levels: int) -> LevelNetwork:
-    """A copy of `network` for planning with levels 0 to `levels - 1`: it shares the weights, and looks up what it makes of a level.
+    """A copy of `network` for planning with levels 0 to `levels - 1`, which shares its weights and looks up what it makes of one.
 
-    The tables have the precision of the weights as they are now: after further training, make a new copy. ValueError unless there
-    is at least one level.
+    The tables are of the weights as they are now, in their precision: after further training, make a new copy. ValueError
+    unless there is at least one level.
     """
     if levels < 1:
         raise ValueError(f'tables over denoising levels need at least 1 level, got {levels}')

@@ -1,9 +1,9 @@
 """A transposed convolution written as an ordinary one.
 
-Runtimes have fast ordinary convolutions, and transposed ones many times slower. Output o = stride q + r of a transposed convolution,
-o = stride t - padding + k for input t and tap k, reads the inputs t = q - j through the taps k = stride j + r + padding: for each
-of the `stride` phases r that is an ordinary convolution, so one with `stride` times the channels gives all phases, which are then
-interleaved.
+Some runtimes have fast ordinary convolutions and slow transposed ones. In a transposed convolution, input t adds through tap k to
+output o = stride t - padding + k. So output o = stride q + r reads the inputs t = q - j through the taps k = stride j + r + padding:
+for each of the `stride` phases r that is an ordinary convolution, and one with `stride` times the channels gives all phases,
+which are then interleaved.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class PhaseConv(nn.Module):
     """
 
     weight: torch.Tensor
+    bias: torch.Tensor | None
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, stride: int, padding: int) -> None:
         super().__init__()

@@ -67,7 +67,7 @@ def _executed(module: torch.nn.Module, backend: str, inputs: tuple[torch.Tensor,
         return torch.compile(module, dynamic=False)
     if backend == 'cudagraph':
         if device.type != 'cuda':
-            raise ValueError(f"the backend 'cudagraph' runs on a CUDA GPU only, not on {device}; use 'traced' or 'openvino' there")
+            raise ValueError(f"the backend 'cudagraph' runs on a CUDA GPU only, not on {device}: use 'traced' or 'openvino'")
         return module  # the graph is made of the whole loop, around it
     if backend in ('openvino', 'openvino-bf16'):
         if device.type != 'cpu':
