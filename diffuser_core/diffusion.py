@@ -40,15 +40,15 @@ class LossWeights:
         return weights
 
 
-def noised(clean: torch.Tensor, i: torch.Tensor, noise: torch.Tensor, schedule: NoiseSchedule) -> torch.Tensor:
-    """Trajectories at levels `i` (batch,): sample of q(tau^i | tau^0) with the given standard normal noise."""
+def noised(clean: torch.Tensor, i: torch.Tensor | int, noise: torch.Tensor, schedule: NoiseSchedule) -> torch.Tensor:
+    """Trajectories at levels `i` (batch,), or all at one level: sample of q(tau^i | tau^0) with this standard normal noise."""
     signal, spread = schedule.signal_and_noise(i, clean.dtype)
     return signal * clean + spread * noise
 
 
-def clean_estimate(prediction: str, output: torch.Tensor, noisy: torch.Tensor, i: torch.Tensor,
+def clean_estimate(prediction: str, output: torch.Tensor, noisy: torch.Tensor, i: torch.Tensor | int,
                    schedule: NoiseSchedule) -> torch.Tensor:
-    """The network's estimate of the clean trajectories, whatever it predicts; see `target`."""
+    """The network's estimate of the clean trajectories, whatever it predicts; see `target`. Levels as for `noised`."""
     if prediction == 'x0':
         return output
     signal, spread = schedule.signal_and_noise(i, noisy.dtype)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from diffuser_core.guides import Guide
+from diffuser_core.guides import Constant, Guide
 from diffuser_core.normalize import Normalizer
 from diffuser_core.trajectory import Channels
 
@@ -19,10 +19,14 @@ __all__ = ['ClassifierGuide', 'ContactGuide', 'GoalGuide', 'LimitsGuide', 'Obsta
 ValueGradient = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
-def _columns(channels: Channels, names: Sequence[str]) -> list[int]:
+def _columns(channels: Channels, names: Sequence[str]) -> Constant:
     if not names:
         raise ValueError('this guide needs at least one channel')
-    return channels.indices(names).tolist()
+    return _indices(channels.indices(names).tolist())
+
+
+def _indices(numbers: Sequence[int]) -> Constant:
+    return Constant(torch.tensor(list(numbers), dtype=torch.int64))
 
 
 def _finite(numbers: Sequence[float], what: str) -> torch.Tensor:
@@ -32,12 +36,12 @@ def _finite(numbers: Sequence[float], what: str) -> torch.Tensor:
     return tensor
 
 
-def _at(steps: Sequence[int], trajectories: torch.Tensor, guide: Guide) -> torch.Tensor:
+def _at(steps: Constant, trajectories: torch.Tensor, guide: Guide) -> torch.Tensor:
     horizon = trajectories.shape[1]
-    outside = [t for t in steps if not -horizon <= t < horizon]
+    outside = [t for t in steps.numbers.tolist() if not -horizon <= t < horizon]
     if outside:
         raise ValueError(f'the guide {guide.name!r} looks at step {outside[0]}, which does not fit a horizon of {horizon} steps')
-    return trajectories[:, steps]
+    return trajectories[:, steps.like(trajectories)]
 
 
 class RewardGuide(Guide):
@@ -103,7 +107,7 @@ class ClassifierGuide(Guide):
         if not properties or min(properties) < 0:
             raise ValueError(f'a classifier guide needs the numbers of the properties that shall hold, got {list(properties)}')
         self.network, self.normalizer, self.name = network, normalizer, name
-        self.properties, self.first_step = list(properties), first_step
+        self.properties, self.first_step = _indices(properties), first_step
 
     def value(self, trajectories: torch.Tensor, i: int | None) -> torch.Tensor:
         states = self.normalizer.normalize(trajectories[:, self.first_step:])
@@ -111,7 +115,7 @@ class ClassifierGuide(Guide):
             raise ValueError(f'the guide {self.name!r} looks at steps from {self.first_step} on, the horizon is '
                              f'{trajectories.shape[1]}')
         logits = self.network(states, torch.full((1,), i or 0, device=states.device))
-        return logits[..., self.properties].sum(-1).mean(1)
+        return logits[..., self.properties.like(logits)].sum(-1).mean(1)
 
 
 class GoalGuide(Guide):
@@ -123,17 +127,17 @@ class GoalGuide(Guide):
     def __init__(self, target: Mapping[str, float], channels: Channels, *, steps: Sequence[int] = (-1,),
                  scale: Mapping[str, float] | None = None, name: str = 'goal') -> None:
         self.columns = _columns(channels, list(target))
-        self.target = _finite(list(target.values()), 'the target of a goal guide')
+        self.target = Constant(_finite(list(target.values()), 'the target of a goal guide'))
         if not steps:
             raise ValueError('a goal guide needs at least one step')
         scales = [(scale or {}).get(n, 1.0) for n in target]
         if not all(0.0 < s < float('inf') for s in scales):
             raise ValueError(f'scales of a goal guide must be positive, got {scales}')
-        self.scale, self.steps, self.name = torch.tensor(scales), list(steps), name
+        self.scale, self.steps, self.name = Constant(torch.tensor(scales)), _indices(steps), name
 
     def value(self, trajectories: torch.Tensor, i: int | None) -> torch.Tensor:
-        there = _at(self.steps, trajectories, self)[..., self.columns]
-        away = (there - self.target.to(there)) / self.scale.to(there)
+        there = _at(self.steps, trajectories, self)[..., self.columns.like(trajectories)]
+        away = (there - self.target.like(there)) / self.scale.like(there)
         return -away.square().sum(-1).mean(1)
 
 
@@ -158,12 +162,12 @@ class ObstacleGuide(Guide):
         if not (len(spheres) or len(boxes)) or not margin >= 0.0 or between < 0:
             raise ValueError('an obstacle guide needs obstacles, no negative margin and no negative number of points between, '
                              f'got {len(spheres) + len(boxes)} obstacles, {margin} and {between}')
-        self.spheres = torch.stack([_finite(s, 'a sphere') for s in spheres]) if len(spheres) else torch.zeros(0, size + 1)
-        self.boxes = torch.stack([_finite(b, 'a box') for b in boxes]) if len(boxes) else torch.zeros(0, 2 * size)
+        self.spheres = Constant(torch.stack([torch.zeros(size + 1), *(_finite(s, 'a sphere') for s in spheres)])[1:])
+        self.boxes = Constant(torch.stack([torch.zeros(2 * size), *(_finite(b, 'a box') for b in boxes)])[1:])
         self.margin, self.between, self.name, self._size = margin, between, name, size
 
     def value(self, trajectories: torch.Tensor, i: int | None) -> torch.Tensor:
-        points = trajectories[..., self.columns]
+        points = trajectories[..., self.columns.like(trajectories)]
         shares = torch.arange(self.between + 1, dtype=points.dtype, device=points.device) / (self.between + 1)
         before, after = points[:, :-1, None], points[:, 1:, None]
         points = torch.cat([(before + shares[:, None] * (after - before)).flatten(1, 2), points[:, -1:]], dim=1)
@@ -172,7 +176,7 @@ class ObstacleGuide(Guide):
     def depths(self, points: torch.Tensor) -> torch.Tensor:
         """How deep points (..., coordinates) lie in each obstacle grown by the margin [m], 0 outside; (..., obstacles)."""
         size, points = self._size, points.unsqueeze(-2)
-        spheres, boxes = self.spheres.to(points), self.boxes.to(points)
+        spheres, boxes = self.spheres.like(points), self.boxes.like(points)
         away = (points - spheres[:, :size]).square().sum(-1).clamp_min(1e-12).sqrt()
         in_spheres = (spheres[:, size] + self.margin - away).clamp_min(0.0)
         sides = torch.minimum(points - (boxes[:, :size] - self.margin), boxes[:, size:] + self.margin - points)
@@ -193,14 +197,14 @@ class LimitsGuide(Guide):
                 raise ValueError(f'the lower limit of {channel} must be below the upper one, got {low} and {high}')
         if step_dt is not None and not step_dt > 0.0:
             raise ValueError(f'step_dt must be positive, got {step_dt} s')
-        self.low, self.high = (_finite([pair[n] for pair in limits.values()], 'limits') for n in (0, 1))
+        self.low, self.high = (Constant(_finite([pair[n] for pair in limits.values()], 'limits')) for n in (0, 1))
         self.step_dt, self.name = step_dt, name
 
     def value(self, trajectories: torch.Tensor, i: int | None) -> torch.Tensor:
-        x = trajectories[..., self.columns]
+        x = trajectories[..., self.columns.like(trajectories)]
         if self.step_dt is not None:
             x = x.diff(dim=1) / self.step_dt
-        low, high = self.low.to(x), self.high.to(x)
+        low, high = self.low.like(x), self.high.like(x)
         excess = ((low - x).clamp_min(0.0) + (x - high).clamp_min(0.0)) / (high - low)
         return -excess.square().mean((1, 2))
 
@@ -215,13 +219,13 @@ class ContactGuide(Guide):
     def __init__(self, wanted: Mapping[str, float], channels: Channels, *, steps: Sequence[int] | None = None,
                  near: tuple[Sequence[str], Sequence[str], float] | None = None, name: str = 'contact') -> None:
         self.columns = _columns(channels, list(wanted))
-        self.wanted = _finite(list(wanted.values()), 'wanted contacts')
-        if bool(((self.wanted < 0.0) | (self.wanted > 1.0)).any()):
+        self.wanted = Constant(_finite(list(wanted.values()), 'wanted contacts'))
+        if not all(0.0 <= contact <= 1.0 for contact in wanted.values()):
             raise ValueError(f'a wanted contact lies between 0 (open) and 1 (in contact), got {dict(wanted)}')
         if steps is not None and not steps:
             raise ValueError('a contact guide needs at least one step')
-        self.steps, self.name = None if steps is None else list(steps), name
-        self.near: tuple[list[int], list[int], float] | None = None
+        self.steps, self.name = None if steps is None else _indices(steps), name
+        self.near: tuple[Constant, Constant, float] | None = None
         if near is not None:
             first, second, reach = near
             if len(first) != len(second) or not reach > 0.0:
@@ -230,11 +234,11 @@ class ContactGuide(Guide):
 
     def value(self, trajectories: torch.Tensor, i: int | None) -> torch.Tensor:
         x = trajectories if self.steps is None else _at(self.steps, trajectories, self)
-        contact = x[..., self.columns]
-        value = -(contact - self.wanted.to(x)).square().sum(-1).mean(1)
+        contact = x[..., self.columns.like(x)]
+        value = -(contact - self.wanted.like(x)).square().sum(-1).mean(1)
         if self.near is not None:
             first, second, reach = self.near
-            away = (x[..., first] - x[..., second]).square().sum(-1).clamp_min(1e-12).sqrt()
+            away = (x[..., first.like(x)] - x[..., second.like(x)]).square().sum(-1).clamp_min(1e-12).sqrt()
             excess = (away / reach - 1.0).clamp_min(0.0)
             value = value - (contact.square().sum(-1) * excess.square()).mean(1)
         return value

@@ -7,17 +7,58 @@ chosen at every call: none of them is trained together with the planner.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 
 from diffuser_core.normalize import Normalizer
 
-__all__ = ['Guide', 'GuideError', 'normal_gradient']
+__all__ = ['Constant', 'Guide', 'GuideError', 'deferred_checks', 'normal_gradient']
+
+_deferred: ContextVar[list[torch.Tensor] | None] = ContextVar('_deferred', default=None)
 
 
 class GuideError(ValueError):
     """A guide that returned something unusable; the message names the guide."""
+
+
+@contextmanager
+def deferred_checks() -> Iterator[list[torch.Tensor]]:
+    """Whether a guide's numbers are finite is not asked here, where the host would wait for the device: the answers, boolean
+    tensors of shape (), are collected in the list that is handed out."""
+    answers: list[torch.Tensor] = []
+    token = _deferred.set(answers)
+    try:
+        yield answers
+    finally:
+        _deferred.reset(token)
+
+
+def _check_finite(numbers: torch.Tensor, complaint: str) -> None:
+    finite = torch.isfinite(numbers).all()
+    answers = _deferred.get()
+    if answers is not None:
+        answers.append(finite)
+    elif not bool(finite):
+        raise GuideError(complaint)
+
+
+class Constant:
+    """Numbers that a guide computes with, copied once to every device, and converted once to every floating-point type, that asks
+    for them. Whole numbers, for indices, stay whole."""
+
+    def __init__(self, numbers: torch.Tensor) -> None:
+        self.numbers = numbers
+        self._copies: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+
+    def like(self, x: torch.Tensor) -> torch.Tensor:
+        """The numbers on the device of `x`, in its type."""
+        key = x.device, x.dtype if self.numbers.is_floating_point() else self.numbers.dtype
+        if key not in self._copies:
+            self._copies[key] = self.numbers.to(*key)
+        return self._copies[key]
 
 
 class Guide(ABC):
@@ -41,9 +82,12 @@ class Guide(ABC):
             if not values.requires_grad:
                 raise GuideError(f'the guide {self.name!r} does not depend on the trajectory in a differentiable way')
             (gradients,) = torch.autograd.grad(values.sum(), source)
-        if not bool(torch.isfinite(gradients).all()):
-            raise GuideError(f'the guide {self.name!r} has a gradient that is not finite')
+        _check_finite(gradients, f'the guide {self.name!r} has a gradient that is not finite')
         return values.detach(), gradients
+
+    def key(self) -> Hashable:
+        """Guides with equal keys compute the same: this one only equals itself, sums and multiples of it those of the same."""
+        return id(self)
 
     def score(self, trajectories: torch.Tensor) -> torch.Tensor:
         """J of clean trajectories without a gradient, checked; (batch,)."""
@@ -56,8 +100,7 @@ class Guide(ABC):
         if not isinstance(values, torch.Tensor) or values.shape != (batch,):
             got = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
             raise GuideError(f'the guide {self.name!r} must return one value a trajectory, shape ({batch},), got {got}')
-        if not bool(torch.isfinite(values).all()):
-            raise GuideError(f'the guide {self.name!r} returned a value that is not finite')
+        _check_finite(values, f'the guide {self.name!r} returned a value that is not finite')
 
     def __add__(self, other: Guide) -> Guide:
         if not isinstance(other, Guide):
@@ -90,6 +133,9 @@ class _Sum(Guide):
         (value, gradient), (other_value, other_gradient) = (part.gradient(trajectories, i) for part in self.parts)
         return value + other_value, gradient + other_gradient
 
+    def key(self) -> Hashable:
+        return 'sum', *(part.key() for part in self.parts)
+
 
 class _Scaled(Guide):
     """J = factor times another guide's J."""
@@ -108,6 +154,9 @@ class _Scaled(Guide):
     def gradient(self, trajectories: torch.Tensor, i: int | None) -> tuple[torch.Tensor, torch.Tensor]:
         value, gradient = self.guide.gradient(trajectories, i)
         return self.factor * value, self.factor * gradient
+
+    def key(self) -> Hashable:
+        return 'scaled', self.factor, self.guide.key()
 
 
 def normal_gradient(guide: Guide, normalizer: Normalizer) -> Callable[[torch.Tensor, int | None],

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffuser_core.backends import execute
+from diffuser_core.backends import LoopGraphs, execute
 from diffuser_core.budget import Budget
 from diffuser_core.checkpoint import Checkpoint
 from diffuser_core.conditions import Conditions
-from diffuser_core.guides import Guide, normal_gradient
+from diffuser_core.guides import Guide, deferred_checks, normal_gradient
 from diffuser_core.sampler import RULES, SOLVERS, Denoised, Denoiser, Guidance, SoftKnown, denoise, noised_start
 from diffuser_core.schedule import NoiseSchedule, strided_levels
 from diffuser_core.trajectory import Channels, Plan
@@ -77,6 +77,17 @@ def _check_guide(guide: object) -> None:
         raise ValueError(f'a guide must be a Guide (RewardGuide makes one of a function), got {type(guide).__name__}')
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What drawing plans does, apart from the numbers it is given: equal tasks, with equal guides, are the same operations."""
+
+    count: int
+    visited: tuple[int, ...]
+    warm: bool
+    soft: bool
+    sampling: Sampling
+
+
 class Planner:
     """Plans with one trained model.
 
@@ -98,7 +109,8 @@ class Planner:
         self._normalizer = checkpoint.normalizer.to(self.device)
         diffusion = checkpoint.diffusion
         network = checkpoint.network().to(self.device)
-        executed = execute(network, backend, checkpoint.horizon, len(checkpoint.channels), self.device)
+        executed = execute(network, backend, checkpoint.horizon, len(checkpoint.channels), self.device, levels=diffusion.levels)
+        self._graphs = LoopGraphs() if backend == 'cudagraph' else None
         self._denoiser = Denoiser(executed, NoiseSchedule.cosine(diffusion.levels), diffusion.prediction, diffusion.clip,
                                   network.encode)
         if clip and self._normalizer.kind != 'limits':
@@ -133,16 +145,27 @@ class Planner:
         """Empty conditions for this model's channels, to add known values to; `horizon` steps, default: training's."""
         return Conditions.none(self.checkpoint.horizon if horizon is None else horizon, self.channels)
 
-    def warm_up(self, horizon: int | None = None, count: int = 1, sampling: Sampling = DEFAULT_SAMPLING) -> None:
-        """Plan twice and throw the plans away, so that no later call with these shapes pays for compilation.
+    def warm_up(self, horizon: int | None = None, count: int = 1, sampling: Sampling = DEFAULT_SAMPLING, *,
+                guide: Guide | None = None, select: Guide | None = None, wanted: bool = False) -> None:
+        """Plan twice, cold and warm, and throw the plans away, so that no later call of this kind pays for compilation.
 
-        The sequence of random draws is left as it was.
+        `wanted`: later calls have wanted values, not only known ones; other arguments as those calls will have them. The sequence
+        of random draws is left as it was.
         """
         state = self._generator.get_state()
-        middle = self._normalizer.offset[self.channels.actions:].double().cpu().numpy()
+        middle = self.checkpoint.normalizer.offset.double().numpy()
+        conditions = self.conditions(horizon)
+        if wanted:
+            conditions = conditions.preferred(-1, self.channels, {self.channels.names[-1]: float(middle[-1])}, 0.5)
+        judge = select if select is not None else guide
         for _ in range(2):
-            plan = self.candidates(middle, self.conditions(horizon), count=count, sampling=sampling)[0]
-            self.candidates(middle, self.conditions(horizon), count=count, sampling=sampling, warm_start=plan)
+            plan = None
+            for _ in ('cold', 'warm'):
+                plans = self.candidates(middle[self.channels.actions:], conditions, count=count, guide=guide, sampling=sampling,
+                                        warm_start=plan)
+                plan = plans[0]
+            if judge is not None:
+                self._scores(plans, judge)
         self._generator.set_state(state)
 
     def plan(self, observation: np.ndarray, conditions: Conditions | None = None, *, guide: Guide | None = None,
@@ -166,7 +189,7 @@ class Planner:
                                 t0=t0, budget=budget)
         if judge is None:
             return plans[0]
-        values = judge.score(torch.from_numpy(np.stack([plan.values for plan in plans])).float().to(self.device))
+        values = self._scores(plans, judge)
         best = int(values.argmax())
         chosen = plans[best]
         return replace(chosen, provenance={**chosen.provenance, 'value': float(values[best])})
@@ -176,6 +199,9 @@ class Planner:
                    t0: float = 0.0, budget: float | None = None) -> list[Plan]:
         """`count` independent plans in one batch; arguments as for `plan`."""
         time_left = None if budget is None else Budget(budget)
+        if time_left is not None and self._graphs is not None:
+            raise ValueError("the backend 'cudagraph' always runs its loop to the end and takes no budget; ask for fewer steps, "
+                             "or use the backend 'traced'")
         if count < 1:
             raise ValueError(f'at least one candidate is needed, got {count}')
         conditions = self.conditions() if conditions is None else conditions
@@ -184,35 +210,72 @@ class Planner:
         _check_guide(guide)
         if not math.isfinite(t0):
             raise ValueError(f'the time of a plan must be a finite number, got {t0} s')
-        mask, values, weights = (torch.from_numpy(a).to(self.device)
-                                 for a in (conditions.mask, conditions.values.astype(np.float32),
-                                           conditions.weights.astype(np.float32)))
-        normal = self._in_range(self._normalizer.normalize(values), mask | (weights > 0.0))
-        shape = (count, *mask.shape)
-        noise = torch.randn(shape, generator=self._generator, device=self.device)
+        wanted = conditions.weights > 0.0
+        self._check_range(conditions.values, conditions.mask | wanted)
         levels = self._denoiser.schedule.levels
+        rows = [conditions.values, conditions.mask, conditions.weights]
         if warm_start is None:
             visited = strided_levels(levels, sampling.steps)
-            start = noise
         else:
             self._check_warm_start(warm_start)
             visited = strided_levels(max(1, round(sampling.warm_level * levels)), sampling.warm_steps)
-            shifted = torch.from_numpy(warm_start.shifted(t0, len(mask))).float().to(self.device)
-            start = noised_start(self._normalizer.normalize(shifted).expand(shape), visited[0], self._denoiser.schedule, noise)
-        guidance = None if guide is None else Guidance(normal_gradient(guide, self._normalizer), sampling.rule,
-                                                       sampling.guide_steps, sampling.stop_level, sampling.guide_limit)
-        soft = SoftKnown(normal, weights, sampling.through) if bool((weights > 0.0).any()) else None
-        with torch.no_grad():
-            drawn = denoise(self._denoiser, start, visited, normal, mask, self._generator, sampling.eta, solver=sampling.solver,
-                            guidance=guidance, soft=soft, resample=sampling.resample, budget=time_left)
-            physical = self._normalizer.denormalize(drawn.clean)
-        rows = physical[:, :horizon].double().cpu().numpy()
+            rows.append(warm_start.shifted(t0, len(conditions.mask)))
+        task = _Task(count, tuple(visited), warm_start is not None, bool(wanted.any()), sampling)
+        inputs = torch.from_numpy(np.stack(rows).astype(np.float32))
+        if self._graphs is None:
+            physical, drawn = self._draw(task, guide, inputs.to(self.device), time_left)
+        else:
+            physical, drawn = self._replayed(self._graphs, task, guide, inputs)
+        values = physical[:, :horizon].double().cpu().numpy()
         if not self._clip:  # exactly what was given, not what became of it in single precision, in normal units and back
-            rows = np.where(conditions.mask[:horizon], conditions.values[:horizon], rows)
-        if not np.isfinite(rows).all():
+            values = np.where(conditions.mask[:horizon], conditions.values[:horizon], values)
+        if not np.isfinite(values).all():
             raise FloatingPointError('the network returned a plan with non-finite values')
         return [Plan(row, self.channels, t0, self.step_dt, provenance)
-                for row, provenance in zip(rows, self._provenance(drawn, visited, warm_start is not None, count))]
+                for row, provenance in zip(values, self._provenance(drawn, visited, task.warm, count))]
+
+    def _draw(self, task: _Task, guide: Guide | None, inputs: torch.Tensor, budget: Budget | None = None) \
+            -> tuple[torch.Tensor, Denoised]:
+        """Trajectories (count, horizon, channels) in physical units, and how they came about.
+
+        `inputs` (3 or 4, horizon, channels): known and wanted values, which are known, weights of the wanted ones, the earlier
+        plan. Nothing in here waits for the device.
+        """
+        values, mask, weights = inputs[0], inputs[1] > 0.5, inputs[2]
+        sampling, schedule = task.sampling, self._denoiser.schedule
+        normal = self._normalizer.normalize(values)
+        if self._clip:
+            normal = normal.clamp(-1.0, 1.0)
+        start = torch.randn((task.count, *values.shape), generator=self._generator, device=inputs.device)
+        if task.warm:
+            start = noised_start(self._normalizer.normalize(inputs[3]), task.visited[0], schedule, start)
+        guidance = None if guide is None else Guidance(normal_gradient(guide, self._normalizer), sampling.rule,
+                                                       sampling.guide_steps, sampling.stop_level, sampling.guide_limit)
+        soft = SoftKnown(normal, weights, sampling.through) if task.soft else None
+        with torch.no_grad():
+            drawn = denoise(self._denoiser, start, task.visited, normal, mask, self._generator, sampling.eta,
+                            solver=sampling.solver, guidance=guidance, soft=soft, resample=sampling.resample, budget=budget)
+            physical = self._normalizer.denormalize(drawn.clean)
+        return physical, drawn
+
+    def _replayed(self, graphs: LoopGraphs, task: _Task, guide: Guide | None, inputs: torch.Tensor) \
+            -> tuple[torch.Tensor, Denoised]:
+        """As `_draw`, as one graph. If a number was not finite, drawn again step by step, where the checks name the guide."""
+        def whole(buffer: torch.Tensor) -> tuple[torch.Tensor, Denoised, torch.Tensor]:
+            with deferred_checks() as finite:
+                physical, drawn = self._draw(task, guide, buffer)
+            return physical, drawn, torch.stack([*finite, torch.isfinite(physical).all()]).all()
+
+        before = self._generator.get_state()
+        key = task, None if guide is None else guide.key()
+        physical, drawn, finite = graphs.run(key, whole, inputs, self._generator)
+        if bool(finite):
+            return physical, drawn
+        self._generator.set_state(before)
+        return self._draw(task, guide, inputs.to(self.device))
+
+    def _scores(self, plans: list[Plan], judge: Guide) -> torch.Tensor:
+        return judge.score(torch.from_numpy(np.stack([plan.values for plan in plans])).float().to(self.device))
 
     def _check_warm_start(self, plan: Plan) -> None:
         if plan.channels != self.channels:
@@ -231,19 +294,18 @@ class Planner:
             return [common] * count
         return [{**common, 'guided_value': value} for value in drawn.values.tolist()]
 
-    def _in_range(self, normal: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
-        """`normal` values (horizon, channels), pulled to the training data's range or warned about where `used`."""
-        if self._normalizer.kind != 'limits':
-            return normal
-        if self._clip:
-            return normal.clamp(-1.0, 1.0)
-        outside = used & (normal.abs() > self.OUTSIDE)
-        if not self._warned and bool(outside.any()):
+    def _check_range(self, values: np.ndarray, used: np.ndarray) -> None:
+        """Warn, once, about physical `values` (horizon, channels) outside the training data's range where `used`."""
+        normalizer = self.checkpoint.normalizer
+        if self._warned or self._clip or normalizer.kind != 'limits':
+            return
+        normal = normalizer.normalize(torch.from_numpy(values)).numpy()
+        outside = used & (np.abs(normal) > self.OUTSIDE)
+        if outside.any():
             self._warned = True
-            t, c = (int(n) for n in torch.nonzero(outside)[0])
+            t, c = np.argwhere(outside)[0]
             warnings.warn(f'the value of {self.channels.names[c]} on step {t} lies outside the training data '
-                          f'({float(normal[t, c]):+.2f} of a range of +-1); plans from there are guesses', stacklevel=4)
-        return normal
+                          f'({normal[t, c]:+.2f} of a range of +-1); plans from there are guesses', stacklevel=4)
 
     def _known(self, observation: np.ndarray, conditions: Conditions) -> Conditions:
         """The conditions with the observation on step 0, padded to a horizon that the network can halve."""

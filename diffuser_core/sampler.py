@@ -42,10 +42,10 @@ class Denoiser:
     clip: bool = True
     encode: Encoder | None = None
 
-    def estimate(self, noisy: torch.Tensor, i: int, context: torch.Tensor | None) -> torch.Tensor:
-        """Clean estimate of `noisy` (batch, horizon, channels) at level `i`, given the context of what is known."""
-        level = torch.full((1,), i, device=noisy.device)
-        clean = clean_estimate(self.prediction, self.network(noisy, level, context), noisy, level, self.schedule)
+    def estimate(self, noisy: torch.Tensor, i: int, level: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+        """Clean estimate of `noisy` (batch, horizon, channels) at level `i`, given the context of what is known; `level` (1,) is
+        the same number for the network."""
+        clean = clean_estimate(self.prediction, self.network(noisy, level, context), noisy, i, self.schedule)
         return clean.clamp(-1.0, 1.0) if self.clip else clean
 
 
@@ -118,7 +118,7 @@ class Denoised:
 
 def noised_start(plan: torch.Tensor, i: int, schedule: NoiseSchedule, noise: torch.Tensor) -> torch.Tensor:
     """An earlier plan brought to level `i` (paper, section 5.4); all (batch, horizon, channels)."""
-    return noised(plan, torch.full((len(noise),), i, device=noise.device), noise, schedule)
+    return noised(plan, i, noise, schedule)
 
 
 def denoise(denoiser: Denoiser, start: torch.Tensor, levels: Sequence[int], known: torch.Tensor, mask: torch.Tensor,
@@ -149,14 +149,19 @@ def denoise(denoiser: Denoiser, start: torch.Tensor, levels: Sequence[int], know
 
 
 class _Loop:
-    """What the levels of one sampling share."""
+    """What the levels of one sampling share.
+
+    Everything that depends on the level alone is a Python number, and nothing here reads a tensor's contents on the host: the
+    device never waits for Python, and the loop can be captured as a CUDA graph.
+    """
 
     def __init__(self, denoiser: Denoiser, levels: Sequence[int], known: torch.Tensor, mask: torch.Tensor,
                  generator: torch.Generator, eta: float, solver: str, guidance: Guidance | None, soft: SoftKnown | None) -> None:
         self.denoiser, self.known, self.mask, self.generator = denoiser, known, mask, generator
         self.eta, self.solver, self.guidance, self.soft = eta, solver, guidance, soft
         self.levels = levels
-        self.alpha_bar = denoiser.schedule.alpha_bar.tolist()
+        self.alpha_bar = denoiser.schedule.shares
+        self.level = torch.arange(len(self.alpha_bar), device=known.device)
         self.context = denoiser.encode(known[None], mask[None]) if denoiser.encode else None
         self.values: torch.Tensor | None = None
         self.earlier: tuple[torch.Tensor, int] | None = None
@@ -174,7 +179,7 @@ class _Loop:
         if rule == 'posterior' or through_soft:
             with torch.enable_grad():
                 source = x.detach().requires_grad_()
-                estimated = self._inpainted(self.denoiser.estimate(source, i, self.context))
+                estimated = self._estimate(source, i)
             clean = estimated.detach()
             pulls: list[torch.Tensor] = []
             if self.soft is not None and through_soft:
@@ -184,7 +189,7 @@ class _Loop:
             (shift,) = torch.autograd.grad(estimated, source, torch.stack(pulls).sum(0))
             clean = clean + (guidance.limited(shift) if guidance is not None and rule == 'posterior' else shift)
         else:
-            clean = self._inpainted(self.denoiser.estimate(x, i, self.context))
+            clean = self._estimate(x, i)
         if guidance is not None and rule == 'clean':
             clean = clean + guidance.limited((1.0 - a) * self._gradient(guidance, clean, None))
         elif guidance is not None and rule == 'score':
@@ -232,6 +237,9 @@ class _Loop:
     def _gradient(self, guidance: Guidance, x: torch.Tensor, i: int | None) -> torch.Tensor:
         self.values, gradient = guidance.gradient(x, i)
         return gradient.masked_fill(self.mask, 0.0)
+
+    def _estimate(self, x: torch.Tensor, i: int) -> torch.Tensor:
+        return self._inpainted(self.denoiser.estimate(x, i, self.level[i:i + 1], self.context))
 
     def _inpainted(self, x: torch.Tensor) -> torch.Tensor:
         return torch.where(self.mask, self.known, x)

@@ -6,10 +6,14 @@ Level `i` runs from 0 (least noise) to `levels - 1` (almost pure noise).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
+
+Coefficient = torch.Tensor | float
 
 __all__ = ['NoiseSchedule', 'cosine_betas', 'strided_levels']
 
@@ -44,8 +48,15 @@ class NoiseSchedule:
         """Number of denoising levels."""
         return len(self.alpha_bar)
 
-    def signal_and_noise(self, i: torch.Tensor, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
-        """Coefficients of the clean trajectory and of the noise at levels `i` (batch,), shaped (batch, 1, 1)."""
+    @cached_property
+    def shares(self) -> tuple[float, ...]:
+        """`alpha_bar` as Python numbers, for sampling: all trajectories share a level there."""
+        return tuple(self.alpha_bar.tolist())
+
+    def signal_and_noise(self, i: torch.Tensor | int, dtype: torch.dtype = torch.float32) -> tuple[Coefficient, Coefficient]:
+        """Coefficients of the clean trajectory and of the noise at levels `i` (batch,), shaped (batch, 1, 1), or at one level."""
+        if isinstance(i, int):
+            return math.sqrt(self.shares[i]), math.sqrt(1.0 - self.shares[i])
         alpha_bar = self.alpha_bar.to(i.device)[i].view(-1, 1, 1)
         return alpha_bar.sqrt().to(dtype), (1.0 - alpha_bar).sqrt().to(dtype)
 

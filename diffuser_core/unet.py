@@ -78,10 +78,14 @@ class ContextEncoder(nn.Module):
         self.size = hidden + 4 * channels
 
     def forward(self, known: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        ends = [0, -1]
-        shown = mask[:, ends].to(known.dtype)
-        raw = torch.cat([(known[:, ends] * shown).flatten(1), shown.flatten(1)], dim=1)
+        shown = _ends(mask).to(known.dtype)
+        raw = torch.cat([(_ends(known) * shown).flatten(1), shown.flatten(1)], dim=1)
         return torch.cat([self.mlp(raw), raw], dim=1)
+
+
+def _ends(x: torch.Tensor) -> torch.Tensor:
+    """First and last step: (batch, horizon, channels) -> (batch, 2, channels)."""
+    return torch.stack([x[:, 0], x[:, -1]], dim=1)  # x[:, [0, -1]] would copy its index to the device
 
 
 class PointerHead(nn.Module):
@@ -155,7 +159,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.first = conv_block(inputs, outputs, norm)
         self.second = conv_block(outputs, outputs, norm)
-        self.level = nn.Sequential(nn.Mish(), nn.Linear(embedding, outputs))
+        self.level: nn.Module = nn.Sequential(nn.Mish(), nn.Linear(embedding, outputs))
         self.skip = nn.Identity() if inputs == outputs else nn.Conv1d(inputs, outputs, 1)
         self.context = nn.Linear(context, 2 * outputs) if context else None
 
@@ -219,7 +223,7 @@ class TemporalUNet(nn.Module):
         self.channels = channels
         self.config = config
         widths = [config.width * m for m in config.multipliers]
-        self.embedding = LevelEmbedding(config.width)
+        self.embedding: nn.Module = LevelEmbedding(config.width)
         self.context = ContextEncoder(channels, config.context) if config.context else None
         context = self.context.size if self.context is not None else 0
 

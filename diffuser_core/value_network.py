@@ -54,7 +54,8 @@ class ValueNetwork(nn.Module):
             raise ValueError(f'a return predictor needs a horizon of at least 1 step, got {horizon}')
         widths = [config.width * m for m in config.multipliers]
         last = widths[-1]
-        self.embedding = LevelEmbedding(config.width)
+        self.embedding: nn.Module = LevelEmbedding(config.width)
+        self.level: nn.Module = nn.Identity()  # what the head sees of the embedded level
         self.down = nn.ModuleList(BlockPair(a, b, config.width) for a, b in zip([channels, *widths[:-1]], widths))
         self.narrow = nn.ModuleList(ResidualBlock(a, b, config.width, 0) for a, b in ((last, last // 2), (last // 2, last // 4)))
         self.shrink = nn.ModuleList(nn.Conv1d(w, w, 3, stride=2, padding=1) for w in (*widths, last // 2, last // 4))
@@ -70,7 +71,7 @@ class ValueNetwork(nn.Module):
         for layer, shrink in zip((*self.down, *self.narrow), self.shrink):
             x = shrink(layer(x, embedded, None))
         features = torch.cat([x.mean(-1), x.amax(-1)], dim=-1) if self.config.head == 'pooled' else x.flatten(1)
-        return self.head(torch.cat([features, embedded.expand(x.shape[0], -1)], dim=-1)).squeeze(-1)
+        return self.head(torch.cat([features, self.level(embedded).expand(x.shape[0], -1)], dim=-1)).squeeze(-1)
 
 
 def _halved(horizon: int, times: int) -> int:

@@ -106,7 +106,7 @@ def test_the_graph_that_plans_is_the_network(context):
     for batch, horizon in ((1, 16), (3, 24)):
         x, i = torch.randn(batch, horizon, 3), torch.randint(0, 16, (batch,))
         told = network.encode(x[:1], torch.ones(1, horizon, 3, dtype=torch.bool))
-        torch.testing.assert_close(graph(x, i, told), network(x, i, told), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(graph(x, i, told), network(x, i, told), rtol=1e-4, atol=1e-5)  # its levels come from tables
 
 
 def test_bad_sampling_is_refused():

@@ -100,7 +100,7 @@ class ValueAndGradient(nn.Module):
         else:
             features = x.flatten(1)
         first, _, last = network.head
-        hidden, through_mish = _mish(first(torch.cat([features, embedded.expand(x.shape[0], -1)], dim=-1)))
+        hidden, through_mish = _mish(first(torch.cat([features, network.level(embedded).expand(x.shape[0], -1)], dim=-1)))
         value = last(hidden).squeeze(-1)
 
         size = features.shape[1]

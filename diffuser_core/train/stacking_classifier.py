@@ -97,8 +97,8 @@ def _accuracy(network: StepClassifier, states: torch.Tensor, wanted: torch.Tenso
     found = {}
     with torch.no_grad():
         for i in range(0, schedule.levels, schedule.levels // 8):
-            signal, spread = schedule.signal_and_noise(torch.tensor([i]))
+            signal, spread = schedule.signal_and_noise(i)
             noise = torch.randn(states.shape, generator=generator)
-            answers = network(signal[0] * states + spread[0] * noise, torch.tensor([i])) > 0.0
+            answers = network(signal * states + spread * noise, torch.tensor([i])) > 0.0
             found[str(i)] = float((answers == (wanted > 0.5)).all(1).float().mean())
     return found
