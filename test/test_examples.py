@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def guides(lines, folder):
-    assert [line.split(':')[0] for line in lines] == ['no guide', 'leftwards', 'green on blue', 'both']
+    assert [line.split(':')[0] for line in lines] == ['no guide', 'leftwards', 'on second', 'both']
     angle, away = ([float(line.split()[n]) for line in lines] for n in (-11, -6))
     assert angle[1] > angle[0] + 0.2 and away[2] < away[0] - 0.15  # 0.46 and 0.35
     assert angle[3] > angle[0] + 0.2 and away[3] < away[0] - 0.15

@@ -31,7 +31,7 @@ def test_the_return_predictor_learns_the_return_and_how_little_noise_leaves_of_i
 
     torch.manual_seed(0)
     network = ValueNetwork(1, ValueConfig(8, (1, 8), head), 8)
-    train_value(network, sample, SCHEDULE, steps=300, learning_rate=3e-3)
+    train_value(network, sample, SCHEDULE, steps=600, learning_rate=3e-3)
     generator = torch.Generator().manual_seed(9)
     clean, u = sample(generator)
     with torch.no_grad():

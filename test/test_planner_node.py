@@ -22,9 +22,9 @@ from rclpy.parameter import Parameter
 from ros_client import Session
 from std_srvs.srv import SetBool
 
-from diffuser_core.envs.kuka_kinematics import JOINT_NAMES, JOINT_UPPER
+from diffuser_core.envs.kuka_kinematics import JOINT_NAMES, JOINT_UPPER, planar_tip
 from diffuser_core.envs.stacking import BLOCKS
-from diffuser_core.envs.stacking_features import FEATURES, PLACES
+from diffuser_core.envs.stacking_features import FEATURES, PLACES, TIP
 from diffuser_core.trajectory import Channels
 from diffuser_ros.commander import Commander
 from diffuser_ros.conversions import nanoseconds
@@ -312,7 +312,8 @@ def test_an_untrained_network_drives_the_robot_and_a_reset_repeats_it(session, c
     rows = np.reshape(plan.values, (plan.horizon, len(plan.channels)))
     assert plan.horizon == 16 and plan.step_dt == pytest.approx(1 / 12) and plan.goal_id == 'goal-1'
     assert nanoseconds(plan.header.stamp) == round(1e9 * rig.clock)
-    np.testing.assert_allclose(rows[0, :7], first[1, 0], atol=1e-6)
+    tip = [plan.channels.index(name) for name in TIP]
+    np.testing.assert_allclose(rows[0, tip], planar_tip(first[1, 0]), atol=1e-6)
     np.testing.assert_allclose(rows[-1, plan.channels.index('red.z')], 0.03 + 0.06, atol=1e-6)
     assert rig.call('reset').success
     rig.clock = 0.0
