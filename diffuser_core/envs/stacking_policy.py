@@ -108,8 +108,8 @@ class StackingPolicy:
     GRIP_TIME = 1 / 12
     """Contact may come or go this much earlier or later than planned [s]."""
     GUIDE_SCALE = 1.0
-    PROPOSALS = 4
-    """Plans drawn without a goal to choose from."""
+    PROPOSALS = 1
+    """Plans drawn without a goal a tick, to choose from: with four, such a tick took longer than 1/24 s on two cores."""
 
     def __init__(self, planner: Planner, *, sampling: Sampling = DEFAULT_SAMPLING, tick_dt: float = 1 / 24, tail: int = 12,
                  patience: int = 15, commit: int = COMMIT, classifier: StepClassifier | None = None,
@@ -188,7 +188,7 @@ class StackingPolicy:
         if self._move is not None and self._made(now_is):
             if self._carried_out(now_is):
                 self._pursue(None)
-        elif self.goal.relations or self._proposed:
+        elif self._move is not None and (self.goal.relations or self._proposed):
             wanted = self._next(now_is, now)
             if wanted != self._move:
                 self._choose(wanted)
