@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from diffuser_core.data.demonstrations import SegmentData
 from diffuser_core.envs.kuka_kinematics import JOINT_NAMES, nearest_joints, planar_tip
-from diffuser_core.envs.stacking import BLOCKS, CHANNELS
+from diffuser_core.envs.stacking import BLOCKS, CHANNELS, Relation, standing_relations
 from diffuser_core.trajectory import Channels, Plan
 
-__all__ = ['ATTACHED', 'FEATURES', 'MOVED', 'OTHERS', 'PLACES', 'TIP', 'UNITS', 'as_features', 'cartesian', 'cylindrical',
-           'features', 'named_plan', 'slots', 'state_by_name']
+__all__ = ['ATTACHED', 'FEATURES', 'MOVED', 'OTHERS', 'PLACES', 'TIP', 'UNITS', 'Situation', 'as_features', 'cartesian',
+           'cylindrical', 'features', 'named_plan', 'slots', 'state_by_name']
 
 _FIELDS = ('azimuth', 'radius', 'z')
 TIP = tuple(f'tip.{field}' for field in _FIELDS)
@@ -71,6 +72,33 @@ def state_by_name(observation: Mapping[str, float]) -> np.ndarray:
     if missing:
         raise KeyError(f'the observation lacks channel {", ".join(missing)}')
     return np.array([observation.get(name, 0.0) for name in CHANNELS])
+
+
+@dataclass(frozen=True)
+class Situation:
+    """A state (39,), and what the rules see of it: centres (blocks, 3) [m], the block that is held, the relations that stand.
+
+    Speeds are not known here: whatever lies right counts as standing.
+    """
+
+    state: np.ndarray
+    centres: np.ndarray
+    held: int | None
+    standing: frozenset[Relation]
+
+    @classmethod
+    def of(cls, observation: Mapping[str, float]) -> Situation:
+        """From channel name -> value; KeyError naming the channels that are missing."""
+        state = state_by_name(observation)
+        blocks = state[len(JOINT_NAMES):].reshape(len(BLOCKS), 8)
+        attached = blocks[:, 7] > 0.5
+        return cls(state, blocks[:, :3], int(attached.argmax()) if attached.any() else None,
+                   standing_relations(blocks[:, :3], attached, np.zeros(len(BLOCKS))))
+
+    @property
+    def joints(self) -> np.ndarray:
+        """Joint angles (7,) [rad]."""
+        return self.state[:len(JOINT_NAMES)]
 
 
 def as_features(data: SegmentData) -> SegmentData:

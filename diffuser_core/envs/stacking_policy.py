@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffuser_core.conditions import Conditions
-from diffuser_core.envs.kuka_kinematics import JOINT_NAMES, nearest_joints, planar_tip
+from diffuser_core.envs.kuka_kinematics import nearest_joints, planar_tip
 from diffuser_core.envs.stacking import (
     BLOCKS,
     GROUND,
@@ -22,7 +22,6 @@ from diffuser_core.envs.stacking import (
     SLAB_HEIGHT,
     SLAB_SIZE,
     Relation,
-    standing_relations,
     tallest_chain,
 )
 from diffuser_core.envs.stacking_classifier import class_of
@@ -31,12 +30,12 @@ from diffuser_core.envs.stacking_features import (
     FEATURES,
     PLACES,
     TIP,
+    Situation,
     cartesian,
     cylindrical,
     features,
     named_plan,
     slots,
-    state_by_name,
 )
 from diffuser_core.envs.stacking_goal import StackingGoal
 from diffuser_core.envs.stacking_moves import blocks_above, free_place, next_move, room_at
@@ -66,25 +65,6 @@ class Decision:
     plan: Plan | None
     reached: bool
     subgoal: Relation | None
-
-
-@dataclass(frozen=True)
-class _Situation:
-    """A state (39,), and what the rules see of it: centres (blocks, 3) [m], the block that is held, the relations that stand."""
-
-    state: np.ndarray
-    joints: np.ndarray
-    centres: np.ndarray
-    held: int | None
-    standing: frozenset[Relation]
-
-    @classmethod
-    def of(cls, observation: Mapping[str, float]) -> _Situation:
-        state = state_by_name(observation)
-        blocks = state[len(JOINT_NAMES):].reshape(len(BLOCKS), 8)
-        attached = blocks[:, 7] > 0.5
-        return cls(state, state[:len(JOINT_NAMES)], blocks[:, :3], int(attached.argmax()) if attached.any() else None,
-                   standing_relations(blocks[:, :3], attached, np.zeros(len(BLOCKS))))
 
 
 class StackingPolicy:
@@ -156,7 +136,7 @@ class StackingPolicy:
 
     def set_goal(self, goal: StackingGoal, observation: Mapping[str, float]) -> None:
         """Pursue `goal`, whatever has to be taken apart for it; KeyError if the observation lacks a channel."""
-        _Situation.of(observation)
+        Situation.of(observation)
         if goal != self.goal:
             self.goal = goal
             self._start_over()
@@ -164,7 +144,7 @@ class StackingPolicy:
     def _start_over(self) -> None:
         self._proposed: tuple[Relation, ...] = ()
         self._asked = 0
-        self._seen: _Situation | None = None
+        self._seen: Situation | None = None
         self._resting: np.ndarray | None = None
         self._pursue(None)
 
@@ -181,7 +161,7 @@ class StackingPolicy:
 
     def act(self, observation: Mapping[str, float], now: float) -> Decision:
         """Decide from the state (channel name -> value) at time `now` [s]."""
-        now_is = _Situation.of(observation)
+        now_is = Situation.of(observation)
         if self.goal is None:
             return self._hold(now_is, reached=False)
         self._notice(now_is, now)
@@ -214,16 +194,16 @@ class StackingPolicy:
         return self.GUIDE_SCALE * ClassifierGuide(self._classifier, self.planner.checkpoint.normalizer, [class_of(self._move)],
                                                   first_step=self.planner.checkpoint.horizon // 2)
 
-    def _hold(self, now_is: _Situation, *, reached: bool) -> Decision:
+    def _hold(self, now_is: Situation, *, reached: bool) -> Decision:
         if self._resting is None:  # kept while holding: following the measured joints would let the arm creep
             self._resting = now_is.joints
         joints = np.repeat(self._resting[None], self._tail, axis=0)
         return Decision(joints, np.full(self._tail, now_is.held is not None), None, reached, None)
 
-    def _features(self, now_is: _Situation, moved: int) -> np.ndarray:
+    def _features(self, now_is: Situation, moved: int) -> np.ndarray:
         return features(now_is.state, moved)[self._order]
 
-    def _notice(self, now_is: _Situation, now: float) -> None:
+    def _notice(self, now_is: Situation, now: float) -> None:
         """Plan afresh if a block was knocked away, the gripper does not hold what the plan says, or the arm stands still."""
         before, self._seen = self._seen, now_is
         if before is not None:
@@ -241,7 +221,7 @@ class StackingPolicy:
         if self._waited > self._patience:
             self._plan_afresh()
 
-    def _made(self, now_is: _Situation) -> bool:
+    def _made(self, now_is: Situation) -> bool:
         """Whether the present move is made: the block stands where it shall."""
         assert self._move is not None
         upper, lower = self._move
@@ -249,7 +229,7 @@ class StackingPolicy:
             return self._move in now_is.standing
         return now_is.held != upper and now_is.centres[upper, 2] < SLAB_HEIGHT
 
-    def _carried_out(self, now_is: _Situation) -> bool:
+    def _carried_out(self, now_is: Situation) -> bool:
         plan = self._horizon.plan
         if plan is None:
             return False
@@ -262,7 +242,7 @@ class StackingPolicy:
         self._pursue(move)
         self._horizon.restart(proposal)
 
-    def _next(self, now_is: _Situation, now: float) -> Relation | None:
+    def _next(self, now_is: Situation, now: float) -> Relation | None:
         """The move to make now; None if the goal stands, or if nothing that the model proposes builds higher."""
         assert self.goal is not None
         wanted: Sequence[Relation] = self.goal.relations or self._proposed
@@ -271,7 +251,7 @@ class StackingPolicy:
             return move
         return self._proposal(now_is, now)
 
-    def _proposal(self, now_is: _Situation, now: float) -> Relation | None:
+    def _proposal(self, now_is: Situation, now: float) -> Relation | None:
         """What the model does with one of the free blocks, another one at every tick, if one of its plans builds higher."""
         free = [n for n in range(len(BLOCKS)) if not blocks_above(now_is.centres, n)]
         upper = free[self._asked % len(free)]
@@ -289,7 +269,7 @@ class StackingPolicy:
         self._horizon.restart(plans[best])
         return pair
 
-    def _built(self, now_is: _Situation, upper: int, plan: Plan) -> Relation | None:
+    def _built(self, now_is: Situation, upper: int, plan: Plan) -> Relation | None:
         """The relation at the end of a plan that moves `upper`: on the free block below it; None if there is none."""
         place = cartesian(plan.values[-1][self._places[0]])
         for lower in range(len(BLOCKS)):
@@ -299,7 +279,7 @@ class StackingPolicy:
                 return upper, lower
         return None
 
-    def _conditions(self, now_is: _Situation) -> Conditions:
+    def _conditions(self, now_is: Situation) -> Conditions:
         """The plan's end: `upper` where the move puts it, every other block where it is."""
         assert self._move is not None
         upper, lower = self._move

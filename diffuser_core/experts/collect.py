@@ -16,8 +16,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -31,6 +29,7 @@ from numpy.typing import NDArray
 
 from diffuser_core.data.demonstrations import DATASET_ID, INFOS, load_segments
 from diffuser_core.experts.demonstrations import RECIPE, Run, record
+from diffuser_core.workers import available_cores, follow_parent
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Event
@@ -75,13 +74,9 @@ def collect(
         ]
         for leftover in (out / "shards").glob("*.part"):
             leftover.unlink()
-        cpu_seconds = _record_shards(shards, workers or _cores(), progress)
+        cpu_seconds = _record_shards(shards, workers or available_cores(), progress)
         _assemble(out, [path for path, _ in shards])
     return _summary(out, demonstrations, cpu_seconds, time.monotonic() - started)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _shard_path(out: Path, number: int) -> Path:
@@ -148,16 +143,7 @@ def _start_worker(stop: Event) -> None:
     """Leave Ctrl-C to the parent, which asks to stop between two demonstrations; end when the parent is gone."""
     global _stop
     _stop = stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Wait for the parent process; a killed one cannot ask its workers to stop, and they would never end."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    follow_parent()
 
 
 def _record_shard(path: Path, seeds: range) -> float:

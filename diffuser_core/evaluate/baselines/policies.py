@@ -7,7 +7,6 @@ and where to, follows for all of them from the same rules (`wanted_relations`, `
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -15,8 +14,8 @@ import numpy as np
 import torch
 
 from diffuser_core.envs.kuka_kinematics import JOINT_NAMES, planar_tip
-from diffuser_core.envs.stacking import BLOCKS, GROUND, SLAB_HEIGHT, SLAB_SIZE, Relation, standing_relations
-from diffuser_core.envs.stacking_features import state_by_name
+from diffuser_core.envs.stacking import BLOCKS, GROUND, SLAB_HEIGHT, SLAB_SIZE, Relation
+from diffuser_core.envs.stacking_features import Situation
 from diffuser_core.envs.stacking_goal import StackingGoal
 from diffuser_core.envs.stacking_moves import blocks_above, free_place, next_move, room_at
 from diffuser_core.envs.stacking_policy import Decision
@@ -47,29 +46,6 @@ class EpisodePolicy(Protocol):
 
     def act(self, observation: Mapping[str, float], now: float) -> Decision:
         """Decide from the state (channel name -> value) at time `now` [s]."""
-
-
-@dataclass(frozen=True)
-class _Situation:
-    """A state (39,) and what the rules see of it: centres (blocks, 3) [m], the block that is held, the relations that stand."""
-
-    state: np.ndarray
-    centres: np.ndarray
-    held: int | None
-    standing: frozenset[Relation]
-
-    @classmethod
-    def of(cls, observation: Mapping[str, float]) -> _Situation:
-        state = state_by_name(observation)
-        blocks = state[len(JOINT_NAMES):].reshape(len(BLOCKS), 8)
-        attached = blocks[:, 7] > 0.5
-        return cls(state, blocks[:, :3], int(attached.argmax()) if attached.any() else None,
-                   standing_relations(blocks[:, :3], attached, np.zeros(len(BLOCKS))))
-
-    @property
-    def joints(self) -> np.ndarray:
-        """Joint angles (7,) [rad]."""
-        return self.state[:len(JOINT_NAMES)]
 
 
 def wanted_relations(goal: StackingGoal, centres: np.ndarray, standing: Collection[Relation], held: int | None) \
@@ -123,7 +99,7 @@ class _MoveByMove:
 
     def set_goal(self, goal: StackingGoal, observation: Mapping[str, float]) -> None:
         """Pursue `goal`; KeyError if the observation (channel name -> value) lacks a channel."""
-        _Situation.of(observation)
+        Situation.of(observation)
         if goal != self.goal:
             self.goal = goal
             self._start_over()
@@ -131,7 +107,7 @@ class _MoveByMove:
     def act(self, observation: Mapping[str, float], now: float) -> Decision:
         """Decide from the state (channel name -> value) at time `now` [s]."""
         del now
-        seen = _Situation.of(observation)
+        seen = Situation.of(observation)
         commands = None if self.goal is None else self._commands(seen, self.goal)
         if commands is None:
             if self._resting is None:  # kept while holding: following the measured joints would let the arm creep
@@ -145,7 +121,7 @@ class _MoveByMove:
         self._move = None
         self._resting = None
 
-    def _commands(self, seen: _Situation, goal: StackingGoal) -> tuple[np.ndarray, np.ndarray] | None:
+    def _commands(self, seen: Situation, goal: StackingGoal) -> tuple[np.ndarray, np.ndarray] | None:
         """Joints (ticks, 7) [rad] and gripper (ticks,) that make `self._move`, which is brought up to date; None to hold."""
         raise NotImplementedError
 
@@ -171,7 +147,7 @@ class DemonstratorPolicy(_MoveByMove):
         self._planned_at = np.zeros((len(BLOCKS), 3))
         self._done = 0
 
-    def _commands(self, seen: _Situation, goal: StackingGoal) -> tuple[np.ndarray, np.ndarray] | None:
+    def _commands(self, seen: Situation, goal: StackingGoal) -> tuple[np.ndarray, np.ndarray] | None:
         if self._done >= len(self._actions) or self._disturbed(seen):
             wanted = wanted_relations(goal, seen.centres, seen.standing, seen.held)
             self._move = next_move(wanted, seen.centres, seen.standing, seen.held)
@@ -189,7 +165,7 @@ class DemonstratorPolicy(_MoveByMove):
         self._done += 1
         return ahead[:, :-1], ahead[:, -1] > 0.5
 
-    def _disturbed(self, seen: _Situation) -> bool:
+    def _disturbed(self, seen: Situation) -> bool:
         """Whether the segment under way no longer fits what is seen."""
         assert self._move is not None
         upper, lower = self._move
@@ -245,7 +221,7 @@ class LearnedPolicy(_MoveByMove):
         self._ground: np.ndarray | None = None
         self._retreating = 0
 
-    def _commands(self, seen: _Situation, goal: StackingGoal) -> tuple[np.ndarray, np.ndarray] | None:
+    def _commands(self, seen: Situation, goal: StackingGoal) -> tuple[np.ndarray, np.ndarray] | None:
         if self._move is None or not self._made(seen, self._move):
             self._choose(seen, goal)
         elif self._backed_off(seen, self._move):
@@ -260,7 +236,7 @@ class LearnedPolicy(_MoveByMove):
         joints, closed = decode_action(action, seen.joints)
         return joints[None], np.array([closed])
 
-    def _choose(self, seen: _Situation, goal: StackingGoal) -> None:
+    def _choose(self, seen: Situation, goal: StackingGoal) -> None:
         """The move to make now; a choice of 'stack' is kept until it stands."""
         if self._move is None or goal.task != 'stack':
             self._wanted = wanted_relations(goal, seen.centres, seen.standing, seen.held)
@@ -269,18 +245,18 @@ class LearnedPolicy(_MoveByMove):
             self._move, self._ground, self._retreating = move, None, 0
 
     @staticmethod
-    def _made(seen: _Situation, move: Relation) -> bool:
+    def _made(seen: Situation, move: Relation) -> bool:
         upper, lower = move
         if lower != GROUND:
             return move in seen.standing
         return seen.held != upper and bool(seen.centres[upper, 2] < SLAB_HEIGHT)
 
-    def _backed_off(self, seen: _Situation, move: Relation) -> bool:
+    def _backed_off(self, seen: Situation, move: Relation) -> bool:
         self._retreating += 1
         height = planar_tip(seen.joints)[2] - seen.centres[move[0], 2] - SLAB_HEIGHT / 2.0
         return bool(height > self.RETREAT) or self._retreating > self.RETREAT_TICKS
 
-    def _place(self, seen: _Situation, move: Relation) -> np.ndarray:
+    def _place(self, seen: Situation, move: Relation) -> np.ndarray:
         """Where (3,) [m] the centre of the moved block shall be; on the ground, the same until something else stands there."""
         upper, lower = move
         if lower != GROUND:
