@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from diffuser_core.envs.stacking import CHANNELS
+from diffuser_core.envs.kuka_kinematics import JOINT_NAMES, inverse_kinematics
+from diffuser_core.envs.stacking import BLOCKS, CHANNELS
 from diffuser_core.envs.stacking_goal import StackingGoal
 from diffuser_core.envs.stacking_policy import Decision, StackingPolicy
 from diffuser_core.planner import Planner, Sampling
@@ -55,7 +57,9 @@ def load_policy(parameters: PlannerParameters) -> StackingPolicy:
 
 def _warm_up(policy: StackingPolicy) -> None:
     """Make plans of every kind, so that the first tick does not pay for what the network sets up on first use."""
-    observation = dict.fromkeys(CHANNELS, 0.0)
+    observation = dict.fromkeys(CHANNELS, 0.0) | dict(zip(JOINT_NAMES, inverse_kinematics(0.0, 0.5, 0.3)))
+    for block, azimuth in zip(BLOCKS, (-1.5, -0.5, 0.5, 1.5)):  # a state as in training: others would use up the one warning
+        observation |= {f'{block}.x': 0.6 * math.cos(azimuth), f'{block}.y': 0.6 * math.sin(azimuth), f'{block}.z': 0.03}
     for goal in (StackingGoal.parse('stack', []), StackingGoal.parse('relations', ['red on green'])):
         policy.set_goal(goal, observation)
         for tick in range(3):

@@ -2,6 +2,7 @@
 
 import datetime
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from diffuser_core.envs.stacking_tasks import TASKS
 from diffuser_core.evaluate.episode import run_episode
 from diffuser_core.planner import Planner
 from diffuser_core.shipped import checkpoint_folder
+from diffuser_ros.parameters import PlannerParameters
+from diffuser_ros.policy import load_policy
 
 SEEDS = range(6000, 6012)
 
@@ -59,3 +62,11 @@ def test_it_builds_towers_and_rearranges_them():
     scores = {(task, seed): run_episode(policy, env, task, seed)['score'] for task in TASKS for seed in (6000, 6001)}
     env.close()
     assert np.mean(list(scores.values())) > 90.0, scores
+
+
+def test_getting_ready_for_the_robot_warns_of_nothing():
+    """The planner warns once of states outside its training data; the node must not spend that on its warm-up."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        policy = load_policy(PlannerParameters())
+    assert policy.replans == 0 and policy.goal is None
