@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from diffuser_core.envs.kuka_kinematics import JOINT_UPPER, inverse_kinematics, tip_cylindrical
 from diffuser_core.envs.kuka_stack import KukaStackEnv
 from diffuser_core.envs.stacking import GROUND, SLAB_HEIGHT, standing_relations, tower_relations
+from diffuser_core.experts import demonstrations
 from diffuser_core.experts.demonstrations import SEPARATION, build, draw_layout, record
 from diffuser_core.experts.pick_and_place import (
     CLEARANCE,
@@ -198,3 +199,12 @@ def test_every_recorded_segment_ends_with_its_move_done_whatever_went_wrong_befo
                 assert blocks[upper, 2] == pytest.approx(SLAB_HEIGHT / 2, abs=5e-3)
             else:
                 assert (upper, lower) in standing_relations(blocks[:, :3], np.zeros(4), np.zeros(4))
+
+
+def test_a_move_that_shifts_another_block_is_not_taken_for_done(env):
+    env.reset(seed=0, options={"blocks": PARTIAL})
+    before = env.observe()[7:].reshape(4, 8)[:, :3].copy()
+    assert demonstrations._succeeded(env, (1, 0), before, None)
+    assert not demonstrations._succeeded(env, (2, 0), before, None)  # it does not stand
+    env.displace(3, 0.0, 0.03)
+    assert not demonstrations._succeeded(env, (1, 0), before, None)

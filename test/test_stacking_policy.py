@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 from diffuser_core.envs.kuka_kinematics import JOINT_NAMES, inverse_kinematics
 from diffuser_core.envs.stacking import BLOCKS, CHANNELS, GROUND, SLAB_HEIGHT
 from diffuser_core.envs.stacking_features import (
+    ATTACHED,
     FEATURES,
     PLACES,
     TIP,
@@ -54,6 +55,7 @@ class ScriptedPlanner(Planner):
         super().__init__(untrained_stacking())
         self.onto = []  # which of the others ('first', ...) the next proposals build on, or None to leave the block where it is
         self.asked = []
+        self.contact = None  # the plans' contact, a value a step, in place of the observed one
 
     def candidates(self, observation, conditions=None, *, count, warm_start=None, sampling=None, t0=0.0, **unused):
         self.asked.append((conditions, warm_start))
@@ -66,6 +68,8 @@ class ScriptedPlanner(Planner):
                 moved, below = (self.channels.indices([f'{name}.{field}' for field in ('azimuth', 'radius', 'z')])
                                 for name in ('moved', other))
                 values[-1, moved] = values[-1, below] + (0.01, -0.02, SLAB_HEIGHT + 0.004)
+            if self.contact is not None:
+                values[:, self.channels.names.index(ATTACHED)] = self.contact
             plans.append(Plan(values, self.channels, t0, self.step_dt, {'warm': warm_start is not None}))
         return plans
 
@@ -211,6 +215,50 @@ def test_a_block_that_is_knocked_away_starts_a_new_plan_and_what_it_undid_is_bui
     nearer[1] += (0.05, 0.0)
     assert not policy.act(observation(places=nearer), 3 * TICK).plan.provenance['warm']
     assert policy.planner.end()['moved.azimuth'] == pytest.approx(np.arctan2(*nearer[1][::-1]))
+
+
+@pytest.mark.parametrize(('planned', 'held', 'kept'), [(0.0, None, True), (1.0, 0, True), (1.0, None, False), (0.0, 0, False)])
+def test_a_plan_that_contact_contradicts_is_dropped(policy, planned, held, kept):
+    policy.planner.contact = planned
+    policy.set_goal(StackingGoal.parse('relations', ['red on green']), observation(held=held))
+    assert not policy.act(observation(held=held), 0.0).plan.provenance['warm']
+    assert policy.act(observation(held=held), TICK).plan.provenance['warm'] is kept
+
+
+def test_contact_that_is_only_early_or_late_by_a_step_is_no_contradiction(policy):
+    policy.planner.contact = np.arange(16) >= 1
+    policy.set_goal(StackingGoal.parse('relations', ['red on green']), observation())
+    policy.act(observation(), 0.0)
+    assert policy.act(observation(), TICK).plan.provenance['warm']
+
+
+def test_the_contact_of_the_last_plan_is_kept_with_its_motion(policy):
+    policy.planner.contact = np.linspace(0.0, 1.0, 16)
+    policy.set_goal(StackingGoal.parse('relations', ['red on green']), observation())
+    first = policy.act(observation(), 0.0)
+    assert first.plan.provenance['warm'] is False
+    policy.act(observation(), TICK)
+    conditions, _ = policy.planner.asked[-1]
+    column = policy.planner.channels.names.index(ATTACHED)
+    assert conditions.mask[:, column].tolist() == [False, True, True, True, *[False] * (len(conditions.mask) - 4)]
+    step = policy.planner.step_dt
+    np.testing.assert_allclose(conditions.values[1:4, column], (TICK / step + np.arange(1, 4)) / 15)
+
+
+def test_a_place_on_the_ground_that_is_taken_meanwhile_is_chosen_again(policy):
+    policy.set_goal(StackingGoal.parse('relations', ['red on green']), stacked((2, 1)))
+    policy.act(stacked((2, 1)), 0.0)
+
+    def place():
+        end = policy.planner.end()
+        return cartesian(np.array([end['moved.azimuth'], end['moved.radius'], end['moved.z']]))[:2]
+
+    chosen = place()
+    policy.act(stacked((2, 1)), TICK)
+    assert np.allclose(place(), chosen)
+    taken = stacked((2, 1)) | {'yellow.x': chosen[0], 'yellow.y': chosen[1]}
+    assert policy.act(taken, 2 * TICK).subgoal == (2, GROUND)
+    assert np.linalg.norm(place() - chosen) > 0.3
 
 
 def test_the_same_goal_again_keeps_the_plan_and_another_one_restarts(policy):

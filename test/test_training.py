@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,3 +160,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     with pytest.raises(FloatingPointError, match='not finite at step 0'):
         trainer.run(progress=False)
     assert not (tmp_path / 'checkpoint').exists()
+
+
+def test_fields_that_pointers_copy_between_things_have_the_same_units():
+    rows = np.random.default_rng(0).uniform(-1.0, 1.0, (60, 5)) * [1.0, 2.0, 3.0, 0.5, 7.0] + [0.0, 5.0, 1.0, 0.0, 0.0]
+    data = SegmentData(rows.astype(np.float32), np.array([[0, 30], [30, 60]]), np.zeros((2, 2), dtype=np.int64), np.arange(2),
+                       CHANNELS.names, CHANNELS.units, 0.1, 'fingerprint-of-things')
+
+    def normalizer(pointers):
+        settings = TrainConfig('things', DataConfig('unused', ('*',), goal=('a.x', 'a.y'), horizon=12),
+                               UNetConfig(16, (1, 2), context=8, pointers=pointers), DiffusionConfig(levels=16))
+        return Trainer(settings, data, Path('unused')).normalizer
+
+    apart, alike = normalizer(()), normalizer(('x', 'y'))
+    assert apart.scale[0] != apart.scale[2] and apart.offset[1] != apart.offset[3]
+    for first, second in ((0, 2), (1, 3)):
+        assert alike.scale[first] == alike.scale[second] and alike.offset[first] == alike.offset[second]
+    normal = alike.normalize(torch.from_numpy(data.observations))
+    assert normal.abs().max() <= 1.0 + 1e-6 and torch.equal(alike.scale[4], apart.scale[4])
