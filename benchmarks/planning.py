@@ -111,8 +111,9 @@ def same_and_ours(case: Case, backends: list[str], repeats: int) -> list[dict]:
     levels = list(range(case.levels - 1, -1, -1))[:case.run]
 
     def same(backend: str) -> Call:
-        denoiser = Denoiser(execute(network, backend, case.horizon, case.channels, CPU), schedule, case.prediction, case.clip)
-        gradient = value_gradient(judge, backend, CPU) if case.guided else None
+        executed = execute(network, backend, case.horizon, case.channels, CPU, levels=case.levels)
+        denoiser = Denoiser(executed, schedule, case.prediction, case.clip)
+        gradient = value_gradient(judge, backend, CPU, levels=case.levels) if case.guided else None
         guidance = None if gradient is None else Guidance(
             lambda x, i: tuple(0.1 * part for part in gradient(x, torch.tensor([i]))), 'released', 2, 2)  # type: ignore[misc,arg-type]
 
@@ -126,7 +127,8 @@ def same_and_ours(case: Case, backends: list[str], repeats: int) -> list[dict]:
         planner = planner_for(case, backend)
         guide = None
         if case.guided:
-            guide = 0.1 * ValueGuide(judge, planner.checkpoint.normalizer, gradient=value_gradient(judge, backend, CPU))
+            gradient = value_gradient(judge, backend, CPU, levels=planner.checkpoint.diffusion.levels)
+            guide = 0.1 * ValueGuide(judge, planner.checkpoint.normalizer, gradient=gradient)
         state, goal = observation.numpy().astype(np.float64), planner.conditions()
         if case.goal:
             goal = goal.known(-1, planner.channels, dict.fromkeys(planner.channels.observations, 0.0))
