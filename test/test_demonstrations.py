@@ -11,6 +11,7 @@ import pytest
 
 from diffuser_core.data.demonstrations import DATASET_ID, find_data_file, load_segments
 from diffuser_core.envs.stacking import CHANNELS, GROUND, SLAB_HEIGHT, standing_relations
+from diffuser_core.experts import collect as recipes
 from diffuser_core.experts import shards as collecting
 from diffuser_core.experts.collect import collect
 
@@ -112,9 +113,9 @@ def test_workers_do_not_change_the_data(tmp_path, data):
 def test_failed_demonstrations_are_left_out_and_counted(tmp_path, monkeypatch):
     import dataclasses
 
-    record = collecting.record
+    record = recipes.record
     monkeypatch.setattr(
-        collecting,
+        recipes,
         "record",
         lambda env, seed: dataclasses.replace(record(env, seed), **({"runs": ()} if seed == SEED + 1 else {})),
     )
