@@ -125,7 +125,7 @@ def _train(options: argparse.Namespace) -> None:
         print(json.dumps(train_stacking_classifier(judge, load_stacking(judge.data), options.command), indent=2))
         return
     config = load_config(TrainConfig, options.config, options.overrides)
-    data = load_training_data(config.data.path)
+    data = load_training_data(config.data.path, whole=config.data.whole_episodes)
     out = options.out or Path('runs/train') / config.name
     summary = Trainer(config, data, out, device=options.device, command=options.command).run()
     print(json.dumps(summary, indent=2))

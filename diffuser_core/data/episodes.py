@@ -47,8 +47,10 @@ class EpisodeData:
         return len(self.bounds)
 
 
-def load_episodes(path: str | Path) -> EpisodeData:
+def load_episodes(path: str | Path, *, whole: bool = False) -> EpisodeData:
     """Load the only data set in the folder `path`, or 'minari:<id>', an installed one.
+
+    whole  whether every episode is one segment, whatever journeys it consists of
 
     FileNotFoundError if there is none; ValueError, naming the data set, if it is damaged or of a kind that cannot be used.
     """
@@ -58,7 +60,7 @@ def load_episodes(path: str | Path) -> EpisodeData:
     if text.startswith(MINARI_PREFIX):
         name = text.removeprefix(MINARI_PREFIX)
         try:
-            return _read(minari.load_dataset(name), name)
+            return _read(minari.load_dataset(name), name, whole)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f'the Minari data set {name} is not installed; "minari download {name}" fetches it') from error
@@ -69,12 +71,12 @@ def load_episodes(path: str | Path) -> EpisodeData:
     name = str(found[0].relative_to(folder))
     with _datasets_path(folder):
         try:
-            return _read(minari.load_dataset(name), str(found[0]))
+            return _read(minari.load_dataset(name), str(found[0]), whole)
         except (OSError, KeyError) as error:
             raise ValueError(f'the data set {found[0]} is damaged: {error}') from error
 
 
-def _read(dataset: Any, where: str) -> EpisodeData:
+def _read(dataset: Any, where: str, whole: bool) -> EpisodeData:
     parts, lengths = [], []
     for episode in dataset.iterate_episodes():
         observations, actions = _flat(episode.observations, where), np.asarray(episode.actions)
@@ -85,7 +87,9 @@ def _read(dataset: Any, where: str) -> EpisodeData:
         if not np.isfinite(rows).all():
             raise ValueError(f'the data set {where} cannot be used: episode {episode.id} holds numbers that are not finite')
         infos = episode.infos or {}
-        numbers = np.asarray(infos['journey'])[:len(actions)] if 'journey' in infos else np.zeros(len(actions), dtype=np.int64)
+        numbers = np.zeros(len(actions), dtype=np.int64)
+        if 'journey' in infos and not whole:
+            numbers = np.asarray(infos['journey'])[:len(actions)]
         for first, end in _runs(numbers):
             if end - first >= 2:
                 parts.append(rows[first:end + 1])

@@ -1,11 +1,11 @@
 """From a goal in a maze to forces on the ball: a receding-horizon planner, and the law that follows its plans.
 
-Planning and following are apart: `replan` makes a plan from where the ball is and may take as long as it takes, in another thread if need
-be; `command` reads the newest plan at every tick. `act` does both in turn, for simulations that wait.
+Planning and following are apart: `replan` makes a plan from where the ball is and may take as long as it takes, in another thread
+if need be; `command` reads the newest plan at every tick. `act` does both in turn, for simulations that wait.
 
-Plans end at rest in the goal, which is inpainted on their last step. They may arrive earlier, since training windows hold a journey's end;
-so a plan from closer by arrives sooner, and replanning at every tick comes to the goal. With windows cut anywhere, as in the paper, a plan
-arrives exactly at its end, and the goal recedes with every new plan (docs/maze2d.md).
+Plans end at rest in the goal, which is inpainted on their last step. They may arrive earlier, since training windows hold a
+journey's end; so a plan from closer by arrives sooner, and replanning at every tick comes to the goal. With windows cut anywhere,
+as in the paper, a plan arrives exactly at its end, and the goal recedes with every new plan (docs/mazes.md).
 """
 
 from __future__ import annotations
@@ -53,25 +53,34 @@ class MazeDecision:
 
 def arrival(plan: Plan, goal: NDArray[np.float64], radius: float = GOAL_RADIUS) -> float:
     """Time from a plan's start [s] until it stays within `radius` of `goal` (2,); infinite if it never does."""
-    away = np.hypot(*(plan.values[:, plan.channels.indices(CHANNELS[:2])] - goal).T) > radius
-    last = int(np.flatnonzero(away)[-1]) if away.any() else -1
-    return np.inf if last == plan.horizon - 1 else (last + 1) * plan.step_dt
+    distance = np.hypot(*(plan.values[:, plan.channels.indices(CHANNELS[:2])] - goal).T)
+    away = np.flatnonzero(distance > radius)
+    if len(away) == 0:
+        return 0.0
+    last = int(away[-1])
+    if last == plan.horizon - 1:
+        return np.inf
+    return float(last + (distance[last] - radius) / (distance[last] - distance[last + 1])) * plan.step_dt
 
 
 class MazePolicy:
     """Drives one ball; `set_goal`, then `act`, or `replan` and `command`, at every tick.
 
+    A new plan replaces the one before if it arrives earlier, or if the ball no longer follows that one.
+
     `replan` is called from one thread at a time, everything else from one thread, which may be another.
 
     maze        which maze it is; goals are checked against it
-    execution   'states': the planned states are followed by a PD law with the planned forces fed forward; 'actions': the planned forces are
-                applied as they are; 'paper': one plan, made at the start, is followed by the paper's PD law of unit gains
+    execution   'states': the planned states are followed by a PD law with the planned forces fed forward; 'actions': the planned
+                forces are applied as they are; 'paper': one plan, made at the start, is followed by a PD law of unit gains
     candidates  plans drawn when there is none to start from; the one that arrives first is taken
     tail        ticks of actions a decision holds
     """
 
-    GAIN, DAMPING = 20.0, 2.0
+    GAIN, DAMPING = 10.0, 1.0
     """Force per metre and per metre a second off the plan, shares of the largest force."""
+    OFF_PLAN = 0.2
+    """A ball that is farther than this from where its plan has it [m] no longer follows it."""
     STILL, PATIENCE = 0.05, 0.5
     """A ball that moves less than this [m] in so many seconds, away from its goal, is stuck: a new plan is made from noise."""
 
@@ -108,8 +117,8 @@ class MazePolicy:
         for size, maze in LAYOUTS.items():
             if name.startswith(f'maze2d_{size}'):
                 return maze
-        raise ValueError(f'the checkpoint of the run {name!r} does not say which maze it is for: the name of a run must begin with '
-                         f'one of {", ".join(f"maze2d_{size}" for size in LAYOUTS)}')
+        raise ValueError(f'the checkpoint of the run {name!r} does not say which maze it is for: the name of a run must begin '
+                         f'with one of {", ".join(f"maze2d_{size}" for size in LAYOUTS)}')
 
     @property
     def replans(self) -> int:
@@ -133,7 +142,10 @@ class MazePolicy:
         self._change(None)
 
     def set_goal(self, goal: MazeGoal, observation: Mapping[str, float]) -> None:
-        """Drive to `goal`; GoalError, and the old goal stays, if the ball cannot be there. KeyError if the observation lacks a channel."""
+        """Drive to `goal`; GoalError, and the old goal stays, if the ball cannot be there.
+
+        KeyError if the observation lacks a channel.
+        """
         self.planner.channels.vector(observation)
         place = np.array([goal.x, goal.y])
         if why := self.maze.why_not(place):
@@ -149,7 +161,7 @@ class MazePolicy:
             self._still_since = None
 
     def replan(self, observation: Mapping[str, float], now: float) -> Plan | None:
-        """Make the plan from the state (channel name -> value) at time `now` [s]; None without a goal, or if it changed meanwhile."""
+        """Plan from the state (channel name -> value) at time `now` [s]; None without a goal or if that changed meanwhile."""
         with self._lock:
             goal, task, fresh = self._goal, self._task, self._plan is None
         if goal is None:
@@ -161,18 +173,30 @@ class MazePolicy:
             self._horizon.restart()
         conditions = self._conditions(goal)
         if self._horizon.plan is None and self._candidates > 1:
-            drawn = self.planner.candidates(state, conditions, count=self._candidates, sampling=self._horizon.sampling, t0=now)
+            drawn = self.planner.candidates(state, conditions, count=self._candidates, sampling=self._horizon.sampling,
+                                            t0=now)
             plan = min(drawn, key=lambda p: (self._crossings(p), arrival(p, goal)))
             self._horizon.restart(plan)
             self._horizon.replans += 1
         else:
+            kept = self._horizon.plan
             plan = self._horizon.update(state, conditions, now)
+            if kept is not None and self._better(kept, plan, state, goal, now):
+                plan = kept
+                self._horizon.restart(kept)
         self._planned_task = task
         with self._lock:
             if task != self._task:
                 return None
             self._plan = plan
         return plan
+
+    def _better(self, kept: Plan, new: Plan, state: NDArray[np.float64], goal: NDArray[np.float64], now: float) -> bool:
+        """Whether an earlier plan that the ball still follows arrives no later than a new one."""
+        off = np.hypot(*(kept.at(np.array([now]))[0, self._places] - state[:2]))
+        if off > self.OFF_PLAN or self._crossings(kept) > self._crossings(new):
+            return False
+        return kept.t0 + arrival(kept, goal) <= now + arrival(new, goal)
 
     def _crossings(self, plan: Plan) -> int:
         """Steps of a plan that lie in a wall."""
@@ -182,7 +206,7 @@ class MazePolicy:
         return self.planner.conditions().known(-1, self.planner.channels, dict(zip(CHANNELS, (*goal, 0.0, 0.0))))
 
     def command(self, observation: Mapping[str, float], now: float) -> MazeDecision:
-        """Forces for the following ticks from the state at time `now` [s] and the newest plan; the ball is stopped if there is none."""
+        """Forces for the following ticks from the state at time `now` [s] and the newest plan; without one the ball stops."""
         state = np.array([observation[name] for name in CHANNELS])
         with self._lock:
             goal, plan = self._goal, self._plan

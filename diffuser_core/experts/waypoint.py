@@ -15,11 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 from diffuser_core.envs.maze_layout import BALL_RADIUS, MazeLayout
 from diffuser_core.envs.point_maze import PointMazeEnv
 
-__all__ = ['D4RL_REACH', 'REACH_RANGE', 'RECIPE', 'SHARD_TICKS', 'WaypointController', 'journeys']
+__all__ = ['D4RL_REACH', 'REACH_RANGE', 'RECIPE', 'WaypointController', 'journeys']
 
 RECIPE = 1
 """Raise it when journeys of the same seed change."""
-SHARD_TICKS = 100_000
 D4RL_REACH = 0.1
 REACH_RANGE = (0.1, 0.5)
 GAIN, DAMPING = 10.0, 1.0
@@ -55,8 +54,9 @@ class WaypointController:
         return np.clip(GAIN * (self._waypoints[0] - position) - DAMPING * velocity, -1.0, 1.0)
 
 
-def journeys(size: str, reach: tuple[float, float], seeds: range, stopped: Callable[[], bool]) -> dict[str, Any] | None:
-    """One long, undirected drive of `SHARD_TICKS` for every seed: journey after journey to random goals, back to back.
+def journeys(size: str, reach: tuple[float, float], ticks: int, seeds: range,
+             stopped: Callable[[], bool]) -> dict[str, Any] | None:
+    """One long, undirected drive of `ticks` for every seed: journey after journey to random goals, back to back.
 
     Every journey has its own reach, drawn from `reach`. Columns as `shards.Recipe` wants them, with the info 'journey': its
     number, or -1 for journeys that did not arrive. None if it was stopped.
@@ -66,18 +66,18 @@ def journeys(size: str, reach: tuple[float, float], seeds: range, stopped: Calla
     for seed in seeds:
         if stopped():
             return None
-        parts.append(_drive(env, seed, reach))
+        parts.append(_drive(env, seed, reach, ticks))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _drive(env: PointMazeEnv, seed: int, reach: tuple[float, float]) -> dict[str, NDArray[Any]]:
+def _drive(env: PointMazeEnv, seed: int, reach: tuple[float, float], ticks: int) -> dict[str, NDArray[Any]]:
     rng = np.random.default_rng(seed)
     observation, _ = env.reset(seed=seed)
     observations: list[NDArray[np.float64]] = []
     actions: list[NDArray[np.float64]] = []
     journey: list[int] = []
     number = 0
-    while len(actions) < SHARD_TICKS:
+    while len(actions) < ticks:
         goal = _draw_goal(env.layout, rng)
         env.set_goal(goal)
         controller = WaypointController(env.layout, float(rng.uniform(*reach)))
@@ -94,12 +94,12 @@ def _drive(env: PointMazeEnv, seed: int, reach: tuple[float, float]) -> dict[str
         arrived = resting == REST_TICKS
         journey += [number if arrived else -1] * (len(actions) - first)
         number += arrived
-    rows = np.array(observations)[:SHARD_TICKS]
+    rows = np.array(observations)[:ticks]
     numbers = np.array(journey, dtype=np.int64)
-    if number and numbers[SHARD_TICKS - 1] == numbers[-1]:  # cut in the middle of a journey
+    if number and numbers[ticks - 1] == numbers[-1]:  # cut in the middle of a journey
         numbers[numbers == numbers[-1]] = -1
-    return {'observations': rows, 'actions': np.array(actions, dtype=np.float32)[:SHARD_TICKS], 'rewards': np.zeros(SHARD_TICKS),
-            'truncations': np.arange(SHARD_TICKS) == SHARD_TICKS - 1, 'journey': numbers[:SHARD_TICKS]}
+    return {'observations': rows, 'actions': np.array(actions, dtype=np.float32)[:ticks], 'rewards': np.zeros(ticks),
+            'truncations': np.arange(ticks) == ticks - 1, 'journey': numbers[:ticks]}
 
 
 def _draw_goal(maze: MazeLayout, rng: np.random.Generator) -> NDArray[np.float64]:
