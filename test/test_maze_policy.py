@@ -100,7 +100,7 @@ def test_arrival_is_when_a_plan_stays_in_the_goal():
     goal = np.array([2.0, 1.0])
     plan = straight((1.0, 1.0), (2.0, 1.0), rows=11, arrive=10)
     assert arrival(plan, goal) == pytest.approx(5 * 0.04)
-    assert arrival(plan, goal, 0.05) == pytest.approx(10 * 0.04)
+    assert arrival(plan, goal, 0.05) == pytest.approx(9.5 * 0.04)
     assert arrival(plan, np.array([1.0, 1.0])) == np.inf
     assert arrival(straight((2.0, 1.0), (2.0, 1.1)), goal) == 0.0
 
