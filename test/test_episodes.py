@@ -1,6 +1,7 @@
 """Minari data sets as training data: ours and those of other environments."""
 
 import shutil
+import tempfile
 
 import gymnasium
 import minari
@@ -124,6 +125,7 @@ def test_an_installed_data_set_of_a_mujoco_robot_loads_by_its_id(monkeypatch, tm
 def test_of_a_goal_conditioned_maze_the_observation_counts(monkeypatch, tmp_path):
     import gymnasium_robotics
     gymnasium.register_envs(gymnasium_robotics)
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))  # its environment leaves its model file behind
 
     def observations(rng, n):
         return {'observation': rng.standard_normal((n, 4)), 'achieved_goal': np.zeros((n, 2)), 'desired_goal': np.ones((n, 2))}

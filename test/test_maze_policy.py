@@ -8,7 +8,7 @@ from checkpoints import untrained_maze, untrained_stacking
 
 from diffuser_core.envs.goals import GoalError
 from diffuser_core.envs.maze_layout import CHANNELS, FORCES, GOAL_RADIUS, LAYOUTS, TICK
-from diffuser_core.envs.maze_policy import MazeGoal, MazePolicy, arrival
+from diffuser_core.envs.maze_policy import MazeGoal, MazePolicy, Smoothing, arrival
 from diffuser_core.envs.point_maze import PointMazeEnv
 from diffuser_core.planner import Planner
 from diffuser_core.shipped import checkpoint_folder
@@ -24,7 +24,12 @@ def straight(start, end, rows=16, t0=0.0, arrive=None):
     share = np.minimum(np.arange(rows) / arrive, 1.0)[:, None]
     places = (1.0 - share) * np.asarray(start, dtype=float) + share * np.asarray(end, dtype=float)
     speeds = np.gradient(places, 0.04, axis=0)
-    return Plan(np.concatenate([np.zeros((rows, 2)), places, speeds], axis=1), NAMES, t0, 0.04, {})
+    return Plan(np.concatenate([np.zeros((rows, 2)), places, speeds], axis=1), NAMES, t0, 0.04, {'is': object()})
+
+
+def same(plan, other):
+    """Whether it is that scripted plan, smoothed."""
+    return plan is not None and plan.provenance['is'] is other.provenance['is']
 
 
 @pytest.fixture
@@ -49,7 +54,7 @@ def test_without_a_goal_the_ball_is_stopped(policy):
     moving = START | {'vx': 0.5, 'vy': -3.0}
     decision = policy.act(moving, 0.0)
     assert decision.plan is None and not decision.reached and policy.replans == 0
-    assert decision.actions[0].tolist() == [-0.5, 1.0] and not decision.actions[1:].any()
+    assert decision.actions[0].tolist() == [-1.0, 1.0] and not decision.actions[1:].any()
 
 
 def test_plans_start_at_the_state_and_end_at_rest_in_the_goal(policy):
@@ -66,7 +71,7 @@ def test_the_law_follows_the_plan_with_its_forces_fed_forward(policy):
     values[:, 0], values[:, 2], values[:, 3], values[:, 4] = 0.25, 1.02, 0.99, 0.1
     policy._plan = Plan(values, NAMES, 0.0, 0.04, {})
     decision = policy.command(START, 0.0)
-    np.testing.assert_allclose(decision.actions[0], [0.25 + 10.0 * 0.02 + 1.0 * 0.1, 10.0 * -0.01], atol=1e-12)
+    np.testing.assert_allclose(decision.actions[0], [0.25 + 20.0 * 0.02 + 2.0 * 0.1, 20.0 * -0.01], atol=1e-12)
     np.testing.assert_allclose(decision.actions[1:], [[0.25, 0.0]] * 4)
 
 
@@ -105,12 +110,38 @@ def test_arrival_is_when_a_plan_stays_in_the_goal():
     assert arrival(straight((2.0, 1.0), (2.0, 1.1)), goal) == 0.0
 
 
+@pytest.mark.parametrize('trust', [1.0, 300.0])
+def test_smoothing_minimises_its_objective_and_keeps_the_ends(trust):
+    """Against a general least-squares solver."""
+    rng, rows, dt = np.random.default_rng(0), 12, 0.04
+    places, speeds = rng.normal(size=(rows, 2)), rng.normal(size=(rows, 2))
+    change = np.diff(np.eye(rows), axis=0)
+    travelled = dt * (speeds[1:] + speeds[:-1]) / 2
+    inner = np.concatenate([np.eye(rows), np.sqrt(trust) * change])[:, 1:-1]
+    ends = np.concatenate([np.eye(rows), np.sqrt(trust) * change])[:, [0, -1]] @ places[[0, -1]]
+    expected = np.linalg.lstsq(inner, np.concatenate([places, np.sqrt(trust) * travelled]) - ends, rcond=None)[0]
+    smooth = Smoothing(rows, dt, trust)(places, speeds)
+    np.testing.assert_array_equal(smooth[[0, -1]], places[[0, -1]])
+    np.testing.assert_allclose(smooth[1:-1], expected, atol=1e-6)
+
+
+def test_smoothing_takes_noise_from_places_and_leaves_a_motion_alone():
+    times = 0.04 * np.arange(64)
+    places = np.stack([np.sin(times), 1.0 - np.cos(times)], axis=1)
+    speeds = np.stack([np.cos(times), np.sin(times)], axis=1)
+    smoothing, noise = Smoothing(64, 0.04), 0.1 * np.random.default_rng(0).normal(size=(64, 2))
+    noise[[0, -1]] = 0.0
+    np.testing.assert_allclose(smoothing(places, speeds), places, atol=1e-4)
+    assert np.abs(smoothing(places + noise, speeds) - places).std() < 0.3 * noise.std()
+
+
 class Scripted:
     """A planner that draws the given plans, one after another."""
 
     def __init__(self, plans):
         planner = Planner(untrained_maze())
         self.channels, self.conditions, self.checkpoint = planner.channels, planner.conditions, planner.checkpoint
+        self.step_dt = planner.step_dt
         self.plans, self.warm = list(plans), []
 
     def reseed(self, seed):
@@ -129,7 +160,7 @@ def test_of_the_first_plans_the_one_that_arrives_first_and_crosses_no_wall_is_ta
     slow, fast = straight((1.0, 1.0), (1.0, 3.0), arrive=12), straight((1.0, 1.0), (1.0, 3.0), arrive=8)
     policy = MazePolicy(Scripted([crossing, slow, fast]), LAYOUTS['umaze'], candidates=3)
     policy.set_goal(MazeGoal(1.0, 3.0), START)
-    assert policy.act(START, 0.0).plan is fast
+    assert same(policy.act(START, 0.0).plan, fast)
 
 
 def test_a_new_plan_is_taken_only_if_it_arrives_earlier_or_the_ball_is_off_the_old_one():
@@ -137,10 +168,10 @@ def test_a_new_plan_is_taken_only_if_it_arrives_earlier_or_the_ball_is_off_the_o
     later, earlier, any_plan = (straight((1.0, 1.0), (1.0, 3.0), t0=TICK, arrive=n) for n in (8, 7, 15))
     policy = MazePolicy(Scripted([first, later, earlier, any_plan]), LAYOUTS['umaze'], candidates=1)
     policy.set_goal(MazeGoal(1.0, 3.0), START)
-    assert policy.act(START, 0.0).plan is first
-    assert policy.act(START, TICK).plan is first          # `later` would arrive a tick later
-    assert policy.act(START, TICK).plan is earlier
-    assert policy.act(START | {'x': 0.7}, TICK).plan is any_plan
+    assert same(policy.act(START, 0.0).plan, first)
+    assert same(policy.act(START, TICK).plan, first)          # `later` would arrive a tick later
+    assert same(policy.act(START, TICK).plan, earlier)
+    assert same(policy.act(START | {'x': 0.7}, TICK).plan, any_plan)
     assert policy.replans == 4
 
 
@@ -152,10 +183,10 @@ def test_a_new_goal_starts_a_new_plan_from_noise():
     policy.act(START, 0.0)
     policy.act(START, TICK)
     policy.set_goal(MazeGoal(1.0, 3.0), START)  # the same: nothing changes
-    assert policy.command(START, TICK).plan is plans[1]
+    assert same(policy.command(START, TICK).plan, plans[1])
     policy.set_goal(MazeGoal(1.0, 2.0), START)
     assert policy.command(START, TICK).plan is None
-    assert policy.act(START, 2 * TICK).plan is plans[2]
+    assert same(policy.act(START, 2 * TICK).plan, plans[2])
     assert [warm is None for warm in planner.warm] == [True, False, True]
 
 
@@ -219,7 +250,7 @@ def test_an_observation_that_lacks_a_channel_is_named(policy):
         policy.set_goal(MazeGoal(3.0, 1.0), {'x': 1.0, 'y': 1.0, 'vx': 0.0})
 
 
-@pytest.mark.parametrize('size', ['umaze'])
+@pytest.mark.parametrize('size', ['umaze', 'medium', 'large'])
 def test_the_shipped_planner_drives_to_its_goals_and_to_new_ones_on_the_way(size):
     """Seeds 6000 - 6002; results are on other seeds. Half-way the goal is moved back to where the ball started."""
     planner = Planner.from_checkpoint(checkpoint_folder(f'maze2d_{size}'))
@@ -233,7 +264,7 @@ def test_the_shipped_planner_drives_to_its_goals_and_to_new_ones_on_the_way(size
         for goal in (MazeGoal(*env.goal), start):
             policy.set_goal(goal, dict(zip(CHANNELS, state)))
             for tick in range(maze.limit):
-                if tick % 5 == 0:
+                if tick % 20 == 0:
                     policy.replan(dict(zip(CHANNELS, state)), tick * TICK)
                 decision = policy.command(dict(zip(CHANNELS, state)), tick * TICK)
                 if decision.reached:

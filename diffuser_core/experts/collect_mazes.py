@@ -13,7 +13,7 @@ from diffuser_core.data.episodes import load_episodes
 from diffuser_core.envs import MAZE_IDS
 from diffuser_core.envs.maze_layout import layout
 from diffuser_core.experts.shards import Recipe, collect_shards
-from diffuser_core.experts.waypoint import D4RL_REACH, REACH_RANGE, RECIPE, journeys
+from diffuser_core.experts.waypoint import REACH_RANGE, RECIPE, journeys
 
 __all__ = ['STEPS', 'collect_maze']
 
@@ -36,16 +36,15 @@ def collect_maze(out: str | Path, size: str, seed_start: int, workers: int | Non
     steps = STEPS[size] if steps is None else steps
     if min(steps, drive_ticks) < 1 or seed_start < 0:
         raise ValueError(f'steps and drive_ticks must be at least 1 and seed_start 0, got {steps}, {drive_ticks}, {seed_start}')
-    reach = (D4RL_REACH, D4RL_REACH) if d4rl_controller else REACH_RANGE
+    reach = None if d4rl_controller else REACH_RANGE
     drives = -(-steps // drive_ticks)
     ticks = -(-steps // drives)
     recipe = Recipe(
         dataset_id=f'diffuser/maze2d-{size}/journeys-v0', env_id=MAZE_IDS[size, True], infos=('journey',),
-        algorithm='replanning waypoint controller',
-        description=f'Undirected drives through the maze {maze.name} to random goals; waypoints count as reached within '
-                    f'{reach[0]} to {reach[1]} m.',
+        algorithm='replanning waypoint controller' + (' of D4RL' if d4rl_controller else ''),
+        description=f'Undirected drives through the maze {maze.name} to random goals, one after another.',
         settings={'recipe': RECIPE, 'size': size, 'drives': drives, 'ticks': ticks, 'seed_start': seed_start,
-                  'reach': list(reach)},
+                  'reach': reach and list(reach)},
         unit='drive', record=partial(journeys, size, reach, ticks))
     began = time.monotonic()
     cpu_seconds = collect_shards(out, recipe, range(seed_start, seed_start + drives), 1, workers, progress)
