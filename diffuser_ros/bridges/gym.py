@@ -95,7 +95,7 @@ class GymBridge(Node):
             self.declare_parameter(name, value, ParameterDescriptor(description='what the environment is like', read_only=True),
                                    ignore_override=True)
         self.clipped = self.refused = self.timeouts = self.skipped = 0
-        self._steps = 0
+        self._steps = self._begun = 0
         self._finished: Recording | None = None
         self._states = self.create_publisher(NamedVector, 'state', STATE_QOS)
         self._joint_states = self.create_publisher(JointState, 'joint_states', STATE_QOS) if self.robot.joints else None
@@ -142,7 +142,8 @@ class GymBridge(Node):
         """Start an episode; EnvError, and nothing is reset, for a goal that the environment does not take."""
         self._state = self.robot.reset(seed, goal)
         self._goal = tuple(goal)
-        self._episode = GymEpisodeStatus(seed=seed, limit=self.robot.limit)
+        self._begun += 1
+        self._episode = GymEpisodeStatus(episode=self._begun, seed=seed, limit=self.robot.limit)
         self._actions: list[NDArray[np.float64]] = []
         self._before = (self.clipped, self.refused, self.timeouts)
         self._command: NDArray[np.float64] | None = None

@@ -151,18 +151,26 @@ class GymRobot:
     # ---- Episodes ------------------------------------------------------------------------------------------------
 
     def reset(self, seed: int, goal: Sequence[float] = ()) -> NDArray[np.float64]:
-        """Start the episode of this seed, with the environment's own goal or this one; the state vector (states,). EnvError for a
-        goal that the environment does not take; then the environment must be reset again."""
-        if not len(goal):
-            observation, _ = self._env.reset(seed=seed)
-            return self._vector(observation)
-        if not self.goal()[0]:
+        """Start the episode of this seed, with the environment's own goal or this one; the state vector (states,). EnvError, and
+        nothing is reset, for a goal that the environment does not take."""
+        options = None
+        if len(goal):
+            self._check_goal(goal)
+            options = {'goal': np.array(goal, dtype=np.float64)}
+        observation, _ = self._env.reset(seed=seed, options=options)
+        return self._vector(observation)
+
+    def _check_goal(self, goal: Sequence[float]) -> None:
+        """The environment's `set_goal` says with a ValueError what is wrong with a goal."""
+        own: Any = self._env.unwrapped
+        if not self.goal()[0] or not hasattr(own, 'set_goal'):
             raise EnvError(f'the environment {self.id!r} takes no goal')
+        before = own.goal
         try:
-            observation, _ = self._env.reset(seed=seed, options={'goal': np.array(goal, dtype=np.float64)})
+            own.set_goal(np.array(goal, dtype=np.float64))
         except ValueError as error:
             raise EnvError(str(error)) from error
-        return self._vector(observation)
+        own.goal = before
 
     def step(self, action: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, bool, bool]:
         """One step with an action (actions,) inside the limits: state vector, reward, terminated, truncated."""
