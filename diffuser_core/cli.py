@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffuser_core.envs.maze_layout import LAYOUTS
 from diffuser_core.envs.stacking_tasks import TASKS
 
 __all__ = ['main']
@@ -44,8 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest='verb', required=True, metavar=' | '.join(VERBS))
 
     collect = verbs.add_parser('collect', help='make demonstrations')
-    collect.add_argument('task', choices=['kuka_stack'])
-    collect.add_argument('--demonstrations', type=int, default=10_000)
+    collect.add_argument('task', choices=['kuka_stack', *(f'maze2d_{size}' for size in LAYOUTS)])
+    collect.add_argument('--demonstrations', type=int, default=None, help='of kuka_stack; default: 10000')
+    collect.add_argument('--steps', type=int, default=None, help='of a maze; default: as many as D4RL has, 1 to 4 million')
+    collect.add_argument('--d4rl-controller', action='store_true',
+                         help="in a maze: drive like D4RL's waypoint controller alone; default: corners are cut more or less")
     collect.add_argument('--seed-start', type=int, default=100_000, help='seeds below 10000 are for evaluation')
     collect.add_argument('--workers', type=int, default=None, help='processes; default: one a core')
     collect.add_argument('--out', type=Path, default=None, help='default: runs/collect/<task>')
@@ -91,9 +95,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _collect(options: argparse.Namespace) -> None:
-    from diffuser_core.experts.collect import collect
     out = options.out or Path('runs/collect') / options.task
-    summary = collect(out, options.demonstrations, options.seed_start, options.workers)
+    if options.task == 'kuka_stack':
+        from diffuser_core.experts.collect import collect
+        if options.steps is not None or options.d4rl_controller:
+            raise ValueError('kuka_stack takes neither --steps nor --d4rl-controller; --demonstrations says how many')
+        summary = collect(out, options.demonstrations or 10_000, options.seed_start, options.workers)
+    else:
+        from diffuser_core.experts.collect_mazes import collect_maze
+        if options.demonstrations is not None:
+            raise ValueError(f'{options.task} takes no --demonstrations; --steps says how many')
+        summary = collect_maze(out, options.task.removeprefix('maze2d_'), options.seed_start, options.workers,
+                               steps=options.steps, d4rl_controller=options.d4rl_controller)
     print(json.dumps(summary, indent=2))
 
 
@@ -101,20 +114,18 @@ def _train(options: argparse.Namespace) -> None:
     import torch
 
     from diffuser_core.config import load_config
-    from diffuser_core.data.demonstrations import load_segments
-    from diffuser_core.envs.stacking_features import as_features
     from diffuser_core.train.config import TrainConfig
+    from diffuser_core.train.data_sets import load_stacking, load_training_data
     from diffuser_core.train.stacking_classifier import ClassifierConfig, train_stacking_classifier
     from diffuser_core.train.trainer import Trainer
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     if options.classifier:
         judge = load_config(ClassifierConfig, options.config, options.overrides)
-        data = as_features(load_segments(Path(judge.data)))
-        print(json.dumps(train_stacking_classifier(judge, data, options.command), indent=2))
+        print(json.dumps(train_stacking_classifier(judge, load_stacking(judge.data), options.command), indent=2))
         return
     config = load_config(TrainConfig, options.config, options.overrides)
-    data = as_features(load_segments(Path(config.data.path)))
+    data = load_training_data(config.data.path)
     out = options.out or Path('runs/train') / config.name
     summary = Trainer(config, data, out, device=options.device, command=options.command).run()
     print(json.dumps(summary, indent=2))

@@ -11,7 +11,8 @@ import pytest
 
 from diffuser_core.data.demonstrations import DATASET_ID, find_data_file, load_segments
 from diffuser_core.envs.stacking import CHANNELS, GROUND, SLAB_HEIGHT, standing_relations
-from diffuser_core.experts import collect as collecting
+from diffuser_core.experts import collect as recipes
+from diffuser_core.experts import shards as collecting
 from diffuser_core.experts.collect import collect
 
 COUNT, SEED, SHARD = 5, 60_000, 2
@@ -79,11 +80,11 @@ def test_fingerprint_and_paths(folder, data):
 def test_an_interrupted_run_continues_with_the_same_data(tmp_path, data, monkeypatch):
     whole = collecting._record_shard
 
-    def interrupted(path, seeds):
+    def interrupted(recipe, path, seeds):
         if seeds[0] == SEED + SHARD:
             path.with_name(path.name + ".part").write_bytes(b"half a shard")
             raise KeyboardInterrupt
-        return whole(path, seeds)
+        return whole(recipe, path, seeds)
 
     monkeypatch.setattr(collecting, "_record_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -92,9 +93,9 @@ def test_an_interrupted_run_continues_with_the_same_data(tmp_path, data, monkeyp
     assert [path for path in (tmp_path / "shards").iterdir() if path.suffix == ".npz"] == [first]
     written = first.stat().st_mtime_ns
 
-    def checked(path, seeds):
+    def checked(recipe, path, seeds):
         assert path != first, "a finished shard was recorded again"
-        return whole(path, seeds)
+        return whole(recipe, path, seeds)
 
     monkeypatch.setattr(collecting, "_record_shard", checked)
     assert first.stat().st_mtime_ns == written
@@ -112,9 +113,9 @@ def test_workers_do_not_change_the_data(tmp_path, data):
 def test_failed_demonstrations_are_left_out_and_counted(tmp_path, monkeypatch):
     import dataclasses
 
-    record = collecting.record
+    record = recipes.record
     monkeypatch.setattr(
-        collecting,
+        recipes,
         "record",
         lambda env, seed: dataclasses.replace(record(env, seed), **({"runs": ()} if seed == SEED + 1 else {})),
     )

@@ -30,7 +30,7 @@ class SegmentData:
     `observations[bounds[s, 0]:bounds[s, 1]]`, from its first observation to the resting state after it, a row that
     the next segment of the same demonstration shares; pairs (segments, 2): block indices upper and lower;
     demonstrations (segments,): the seed of the demonstration; tick_dt: time between rows [s]; fingerprint: sha256 of
-    the arrays, in hexadecimal.
+    the arrays, in hexadecimal; actions: how many of the channels are actions.
     """
 
     observations: NDArray[np.float32]
@@ -41,6 +41,7 @@ class SegmentData:
     units: tuple[str, ...]
     tick_dt: float
     fingerprint: str
+    actions: int = 0
 
     def __len__(self) -> int:
         return len(self.bounds)

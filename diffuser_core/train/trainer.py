@@ -20,12 +20,12 @@ from tqdm import tqdm
 from diffuser_core import __version__
 from diffuser_core.checkpoint import Checkpoint
 from diffuser_core.config import to_mapping
-from diffuser_core.data.demonstrations import SegmentData
 from diffuser_core.data.windows import Symmetries, Windows, match_channels
 from diffuser_core.diffusion import LossWeights, training_loss
 from diffuser_core.normalize import Normalizer
 from diffuser_core.schedule import NoiseSchedule
 from diffuser_core.train.config import LossConfig, TrainConfig
+from diffuser_core.train.data_sets import TrainingData
 from diffuser_core.trajectory import Channels
 from diffuser_core.unet import TemporalUNet
 
@@ -47,14 +47,15 @@ class Trainer:
     and `summary.json`.
     """
 
-    def __init__(self, config: TrainConfig, data: SegmentData, out: Path, *, device: str = 'cpu',
+    def __init__(self, config: TrainConfig, data: TrainingData, out: Path, *, device: str = 'cpu',
                  command: str = '') -> None:
         self.config, self.out, self.command = config, Path(out), command
         self.device = torch.device(device)
         self._data = data
         names = match_channels(data.channels, config.data.channels)
         units = dict(zip(data.channels, data.units))
-        self.channels = Channels(tuple(names), tuple(units[n] for n in names))
+        actions = sum(name in names for name in data.channels[:data.actions])
+        self.channels = Channels(tuple(names), tuple(units[n] for n in names), actions)
         self._goal = match_channels(names, config.data.goal) if config.data.goal else []
         things = self.channels.things(config.model.pointers)
         rows = torch.from_numpy(data.observations[:, [data.channels.index(n) for n in names]])

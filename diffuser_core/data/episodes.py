@@ -1,0 +1,160 @@
+"""Minari data sets as rows to train on: those that `collect` writes, and others with Box actions and Box or Dict observations.
+
+Columns are the actions, then the observations. Environments of this package name them; others get 'action.0', 'obs.0', ... Of a
+Dict observation (goal-conditioned mazes) the part 'observation' counts. An info 'journey', if there is one, cuts episodes into
+segments: equal numbers back to back, those below zero left out. Without it a segment is an episode.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ['MINARI_PREFIX', 'EpisodeData', 'load_episodes']
+
+MINARI_PREFIX = 'minari:'
+"""A data path that begins so is the id of a data set installed on the machine."""
+
+
+@dataclass(frozen=True)
+class EpisodeData:
+    """Segments of a data set.
+
+    observations  (rows, channels) float32, actions first; the last row of a segment repeats the action before it
+    bounds        (segments, 2): segment s is `observations[bounds[s, 0]:bounds[s, 1]]`
+    actions       how many of the channels are actions
+    tick_dt       time between rows [s]
+    fingerprint   sha256 of the arrays, in hexadecimal
+    """
+
+    observations: NDArray[np.float32]
+    bounds: NDArray[np.int64]
+    channels: tuple[str, ...]
+    units: tuple[str, ...]
+    actions: int
+    tick_dt: float
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+
+def load_episodes(path: str | Path) -> EpisodeData:
+    """Load the only data set in the folder `path`, or 'minari:<id>', an installed one.
+
+    FileNotFoundError if there is none; ValueError, naming the data set, if it is damaged or of a kind that cannot be used.
+    """
+    import minari
+
+    text = str(path)
+    if text.startswith(MINARI_PREFIX):
+        name = text.removeprefix(MINARI_PREFIX)
+        try:
+            return _read(minari.load_dataset(name), name)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f'the Minari data set {name} is not installed; "minari download {name}" fetches it') from error
+    folder = Path(path)
+    found = sorted(file.parent.parent for file in folder.glob('**/data/metadata.json')) if folder.is_dir() else []
+    if len(found) != 1:
+        raise FileNotFoundError(f'{folder} must hold one data set, as `collect` writes it, but holds {len(found)}')
+    name = str(found[0].relative_to(folder))
+    with _datasets_path(folder):
+        try:
+            return _read(minari.load_dataset(name), str(found[0]))
+        except (OSError, KeyError) as error:
+            raise ValueError(f'the data set {found[0]} is damaged: {error}') from error
+
+
+def _read(dataset: Any, where: str) -> EpisodeData:
+    parts, lengths = [], []
+    for episode in dataset.iterate_episodes():
+        observations, actions = _flat(episode.observations, where), np.asarray(episode.actions)
+        if actions.ndim != 2 or len(observations) != len(actions) + 1:
+            raise ValueError(f'the data set {where} cannot be used: in episode {episode.id}, observations {observations.shape} '
+                             f'and actions {actions.shape} do not go together')
+        rows = np.concatenate([np.concatenate([actions, actions[-1:]]), observations], axis=1).astype(np.float32)
+        if not np.isfinite(rows).all():
+            raise ValueError(f'the data set {where} cannot be used: episode {episode.id} holds numbers that are not finite')
+        infos = episode.infos or {}
+        numbers = np.asarray(infos['journey'])[:len(actions)] if 'journey' in infos else np.zeros(len(actions), dtype=np.int64)
+        for first, end in _runs(numbers):
+            if end - first >= 2:
+                parts.append(rows[first:end + 1])
+                lengths.append(len(parts[-1]))
+    if not parts:
+        raise ValueError(f'the data set {where} cannot be used: it holds no segment of two steps')
+    ends = np.cumsum(lengths)
+    bounds = np.stack([ends - lengths, ends], axis=1)
+    rows = np.concatenate(parts)
+    digest = hashlib.sha256()
+    for array in (rows, bounds):
+        digest.update(np.ascontiguousarray(array).data)
+    actions_dim = int(np.prod(dataset.action_space.shape))
+    channels, units, tick_dt = _describe(dataset, actions_dim, rows.shape[1] - actions_dim, where)
+    return EpisodeData(rows, bounds, channels, units, actions_dim, tick_dt, digest.hexdigest())
+
+
+def _flat(observations: Any, where: str) -> NDArray[Any]:
+    """Observations (rows, observations)."""
+    if isinstance(observations, dict):
+        if 'observation' not in observations:
+            raise ValueError(f'the data set {where} cannot be used: its observations have the parts {", ".join(observations)}, '
+                             "none is called 'observation'")
+        observations = observations['observation']
+    observations = np.asarray(observations)
+    if observations.dtype.kind not in 'fiu':
+        raise ValueError(f'the data set {where} cannot be used: its observations are not arrays of numbers')
+    return observations.reshape(len(observations), -1)
+
+
+def _runs(numbers: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """First and end (excluded) of every run of equal numbers from 0 up."""
+    firsts = np.flatnonzero(np.concatenate([[True], np.diff(numbers) != 0]))
+    for first, end in zip(firsts, [*firsts[1:], len(numbers)]):
+        if numbers[first] >= 0:
+            yield int(first), int(end)
+
+
+def _describe(dataset: Any, actions: int, observations: int, where: str) -> tuple[tuple[str, ...], tuple[str, ...], float]:
+    """Channel names, units, and seconds between rows."""
+    try:
+        env = dataset.recover_environment()
+    except Exception as error:  # whatever an environment's package raises when it is not installed
+        raise ValueError(
+            f'the environment of the data set {where}, which says how long a step is, cannot be made: {error}') from error
+    try:
+        robot = env.unwrapped
+        tick_dt = getattr(robot, 'dt', None)
+        if tick_dt is None and hasattr(robot, 'model'):
+            tick_dt = robot.model.opt.timestep * getattr(robot, 'frame_skip', 1)
+        if tick_dt is None:
+            raise ValueError(f'the environment of the data set {where} does not say how long a step takes (no attribute dt)')
+        names = getattr(robot, 'channels', None) or tuple(f'obs.{n}' for n in range(observations))
+        units = getattr(robot, 'units', None) or ('1',) * observations
+        forces = getattr(robot, 'actions', None) or tuple(f'action.{n}' for n in range(actions))
+    finally:
+        env.close()
+    return (*forces, *names), (*('1',) * actions, *units), float(tick_dt)
+
+
+@contextmanager
+def _datasets_path(path: Path) -> Iterator[None]:
+    """Point Minari at a folder for the time of the block."""
+    before = os.environ.get('MINARI_DATASETS_PATH')
+    os.environ['MINARI_DATASETS_PATH'] = str(path.resolve())
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ['MINARI_DATASETS_PATH']
+        else:
+            os.environ['MINARI_DATASETS_PATH'] = before

@@ -1,0 +1,51 @@
+"""Which reader a data set needs: stacking demonstrations become features, everything else is read as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffuser_core.data.demonstrations import DATASET_ID, SegmentData, load_segments
+from diffuser_core.data.episodes import MINARI_PREFIX, load_episodes
+from diffuser_core.envs.stacking_features import as_features
+
+__all__ = ['TrainingData', 'load_stacking', 'load_training_data']
+
+
+class TrainingData(Protocol):
+    """Segments of rows; `SegmentData` and `EpisodeData` say what the fields are."""
+
+    def __len__(self) -> int: ...
+    @property
+    def observations(self) -> NDArray[np.float32]: ...
+    @property
+    def bounds(self) -> NDArray[np.int64]: ...
+    @property
+    def channels(self) -> tuple[str, ...]: ...
+    @property
+    def units(self) -> tuple[str, ...]: ...
+    @property
+    def actions(self) -> int: ...
+    @property
+    def tick_dt(self) -> float: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+
+def load_stacking(path: str) -> SegmentData:
+    """Stacking demonstrations as features; errors as `load_segments`."""
+    return as_features(load_segments(Path(path)))
+
+
+def load_training_data(path: str) -> TrainingData:
+    """The data set in the folder `path`, or 'minari:<id>', an installed one; errors as of the two readers."""
+    if path.startswith(MINARI_PREFIX) or not _is_stacking(Path(path)):
+        return load_episodes(path)
+    return load_stacking(path)
+
+
+def _is_stacking(path: Path) -> bool:
+    return path.is_file() or (path / DATASET_ID).exists() or path.as_posix().endswith(DATASET_ID)
