@@ -8,42 +8,36 @@ the first episode.
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import rclpy
 from diffuser_msgs.msg import EpisodeStatus, GripperCommand, ObjectStates, PlannerStats
 from diffuser_msgs.msg import Plan as PlanMessage
 from diffuser_msgs.srv import ResetEpisode, SetGoal
-from rcl_interfaces.msg import ParameterDescriptor
 from rcl_interfaces.srv import GetParameters
 from rclpy.client import Client
-from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.node import Node
 from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
 
 from diffuser_core.envs.stacking import CHANNELS, format_relation, parse_relation
 from diffuser_core.envs.stacking_goal import StackingGoal
-from diffuser_core.evaluate.recording import EpisodeLog, RecordingError, check_video_writer
+from diffuser_core.evaluate.recording import EpisodeLog, check_video_writer
 from diffuser_core.evaluate.records import EpisodeWatch
 from diffuser_ros.conversions import StateError, nanoseconds, observation
+from diffuser_ros.episode_client import ANSWER_TIMEOUT, EpisodeClient, EpisodeError, run_client
 from diffuser_ros.episode_results import RECORDS, EpisodeResult, Settings, append_record, line, write_results
 from diffuser_ros.qos import EVENT_QOS, STATE_QOS
 from diffuser_ros.state_buffer import State, StateBuffer
 
-__all__ = ['EpisodeError', 'EpisodeNode', 'main']
+__all__ = ['EpisodeNode', 'main']
 
 PLANNER, BRIDGE = 'diffuser_planner', 'kuka_bridge'
 START_TIMEOUT = 120.0
 """Seconds that planner and bridge may take to appear."""
-ANSWER_TIMEOUT = 10.0
-"""Seconds that a service may take to answer, and a reset to show in the states."""
 REFUSAL_TIMEOUT = 4.0
 """Seconds for which a goal is offered again: the planner may not have seen the new state yet."""
 SILENCE = 10.0
@@ -52,18 +46,12 @@ STANDSTILL = 60.0
 """Seconds without a control tick after which the episode is given up, and in lock-step the planner's silence is."""
 
 
-class EpisodeError(RuntimeError):
-    """An episode that cannot go on; the message is one sentence that says why."""
-
-
-class EpisodeNode(Node):
+class EpisodeNode(EpisodeClient):
     """Client of planner and bridge. `run` blocks until all episodes are over and spins the node meanwhile."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__('episode', **options)
         self.settings = self._settings()
-        self._executor = SingleThreadedExecutor(context=self.context)
-        self._executor.add_node(self)
         self._buffer = StateBuffer()
         self._state: State | None = None
         self._result: EpisodeResult | None = None
@@ -82,10 +70,7 @@ class EpisodeNode(Node):
         self.create_subscription(PlanMessage, f'{PLANNER}/plan', self._on_plan, EVENT_QOS)
 
     def _settings(self) -> Settings:
-        def parameter(name: str, default: Any, description: str) -> Any:
-            descriptor = ParameterDescriptor(description=description, read_only=True)
-            return self.declare_parameter(name, default, descriptor).value
-
+        parameter = self._parameter
         episodes = parameter('episodes', 1, 'episodes to run')
         seed = parameter('seed', 0, 'seed of the first episode; the others follow')
         task = parameter('task', 'unconditional', "evaluation task: 'unconditional', 'conditional' or 'rearrangement', each a "
@@ -146,23 +131,6 @@ class EpisodeNode(Node):
 
     # ---- Waiting -------------------------------------------------------------------------------------------------
 
-    def _wait(self, condition: Callable[[], bool], timeout: float, complaint: str) -> None:
-        deadline = time.monotonic() + timeout
-        while not condition():
-            if time.monotonic() > deadline:
-                raise EpisodeError(complaint)
-            self._spin()
-
-    def _spin(self) -> None:
-        if not self.context.ok():
-            raise ExternalShutdownException
-        self._executor.spin_once(timeout_sec=0.1)
-
-    def _call(self, client: Any, request: Any) -> Any:
-        answer = client.call_async(request)
-        self._wait(answer.done, ANSWER_TIMEOUT, f'{client.srv_name} did not answer within {ANSWER_TIMEOUT:.0f} s')
-        return answer.result()
-
     def _wait_for_services(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT
         for who, client in ((BRIDGE, self._reset_bridge), (PLANNER, self._reset_planner), (PLANNER, self._set_goal)):
@@ -170,7 +138,7 @@ class EpisodeNode(Node):
                        f'there is no {who}: its service {client.srv_name} did not appear within {START_TIMEOUT:.0f} s')
 
     def _check_alive(self) -> None:
-        """EpisodeError if planner or bridge left, or have been silent for too long."""
+        """EpisodeError if planner or bridge left or have been silent for too long."""
         now = time.monotonic()
         for who, topic, patience in ((BRIDGE, 'joint_states', SILENCE),
                                      (PLANNER, f'{PLANNER}/stats', SILENCE if self.settings.realtime else STANDSTILL)):
@@ -229,16 +197,7 @@ class EpisodeNode(Node):
     def _pursue(self, goal: StackingGoal) -> str:
         """Set the goal and return its id."""
         request = SetGoal.Request(task=goal.task, relations=[format_relation(pair) for pair in goal.relations])
-        deadline = time.monotonic() + REFUSAL_TIMEOUT
-        while True:
-            answer = self._call(self._set_goal, request)
-            if answer.success:
-                return answer.goal_id
-            if time.monotonic() > deadline:
-                raise EpisodeError(f'the planner refused the goal: {answer.message}')
-            pause = time.monotonic() + 0.25
-            while time.monotonic() < pause:
-                self._spin()
+        return self._call_until_accepted(self._set_goal, request, REFUSAL_TIMEOUT, 'the planner refused the goal').goal_id
 
     def _follow(self, seed: int) -> None:
         """Spin until the episode is over."""
@@ -259,45 +218,19 @@ class EpisodeNode(Node):
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the episodes that the parameters ask for; returns the exit code: 0, 1 after one sentence on stderr, or 130
-    if it was interrupted."""
-    # rclpy's own handler, installed next, closes ROS on SIGINT; a KeyboardInterrupt could strike inside its C++ code.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        rclpy.init(args=args)
-    except RuntimeError as error:
-        print(f'episode: the ROS arguments cannot be used: {str(error).splitlines()[0]}', file=sys.stderr)
-        return 1
-    node = None
-    try:
-        try:
-            node = EpisodeNode()
-            settings = node.settings
-            settings.out.mkdir(parents=True, exist_ok=True)
-            (settings.out / RECORDS).unlink(missing_ok=True)
-            if settings.video:
-                check_video_writer()
-            print(f'goal {settings.goal}, {settings.episodes} episode(s) from seed {settings.seed}', flush=True)
-            began = time.monotonic()
-            results = node.run()
-            wall_s, device = time.monotonic() - began, node.device()
-        except (EpisodeError, RecordingError, ParameterException, OSError):
-            raise
-        except Exception:
-            if rclpy.ok():
-                raise
-            raise ExternalShutdownException from None  # a signal has closed ROS in the middle of a callback
-        finally:
-            if node is not None:
-                node.destroy_node()
-            rclpy.try_shutdown()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        write_results(settings, results, device=device, wall_s=wall_s)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        print('episode: interrupted before everything was written', file=sys.stderr)
-        return 130
-    except (EpisodeError, RecordingError, ParameterException, OSError) as error:
-        print(f'episode: {error}', file=sys.stderr)
-        return 1
-    return 0
+    """Run the episodes that the parameters ask for; returns the exit code: see `run_client`."""
+    return run_client('episode', args, EpisodeNode, _run)
+
+
+def _run(node: EpisodeNode) -> Callable[[], None]:
+    """Run the episodes; what is left is to write the results."""
+    settings = node.settings
+    settings.out.mkdir(parents=True, exist_ok=True)
+    (settings.out / RECORDS).unlink(missing_ok=True)
+    if settings.video:
+        check_video_writer()
+    print(f'goal {settings.goal}, {settings.episodes} episode(s) from seed {settings.seed}', flush=True)
+    began = time.monotonic()
+    results = node.run()
+    wall_s, device = time.monotonic() - began, node.device()
+    return partial(write_results, settings, results, device=device, wall_s=wall_s)

@@ -31,6 +31,7 @@ class PlannerParameters:
     """What can be set on the planner node; `metadata` of each field holds its description and range."""
 
     checkpoint: str = _parameter('', 'checkpoint folder; empty: the one that ships with the package')
+    robot: str = _parameter('auto', "what it drives: 'kuka', 'gym', or 'auto': decided from the checkpoint's channels")
     device: str = _parameter('cpu', "where the network runs: 'cpu', 'cuda', 'cuda:1', ...")
     backend: str = _parameter('traced', "how the network is executed: 'traced', 'eager', 'compiled', 'openvino', 'openvino-bf16'")
     seed: int = _parameter(0, 'seed of the planner, taken at start and by ~/reset', 0, 2**31 - 1)
@@ -43,7 +44,9 @@ class PlannerParameters:
     warm_level: float = _parameter(Sampling.warm_level, 'share of the noise levels that the last plan is noised up to',
                                    0.001, 1.0)
     commit: int = _parameter(StackingPolicy.COMMIT, 'plan steps for which the motion of the last plan is kept', 0, 32)
-    max_joint_speed: float = _parameter(6.0, 'commands are clamped to this speed [rad/s]', 0.01, 50.0, changeable=True)
+    replan_interval: float = _parameter(0.05, 'robot gym, real time: least time from one plan to the next [s]', 0.0, 10.0)
+    max_joint_speed: float = _parameter(6.0, 'robot kuka: commands are clamped to this speed [rad/s]', 0.01, 50.0,
+                                        changeable=True)
     threads: int = _parameter(1, 'CPU threads of the network; one is robust against busy neighbours', 1, 256)
 
 

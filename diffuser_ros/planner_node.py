@@ -1,7 +1,8 @@
 """The planner as a ROS 2 node: state in, command out, goals by service.
 
-It ticks by a steady clock with the newest state (real time) or answers every state exactly once (`lock_step`). A tick
-either follows the policy or, with a reason in ~/stats, holds; every reason there is stands in `_obstacle` or `_plan`.
+What depends on the robot is in `robots`. The node ticks by a steady clock with the newest state, or as states arrive (real
+time), or answers every state exactly once (`lock_step`). A tick either follows the policy or, with a reason in ~/stats, holds;
+every reason there is stands in `_obstacle` or `_plan`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import rclpy
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
-from diffuser_msgs.msg import GoalStatus, ObjectStates, PlannerStats
+from diffuser_msgs.msg import GoalStatus, PlannerStats
 from diffuser_msgs.msg import Plan as PlanMessage
 from diffuser_msgs.srv import SetGoal
 from rclpy.clock import Clock
@@ -27,23 +27,20 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from sensor_msgs.msg import JointState
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
-from diffuser_core.envs.kuka_kinematics import JOINT_LOWER, JOINT_NAMES, JOINT_UPPER
-from diffuser_core.envs.stacking import format_relation
 from diffuser_core.envs.stacking_goal import GoalError
-from diffuser_core.envs.stacking_policy import Decision
 from diffuser_ros import conversions
-from diffuser_ros.commander import Commander
 from diffuser_ros.conversions import StateError
 from diffuser_ros.diagnostics import REASONS, Statistics, diagnostic_array
+from diffuser_ros.inference import Beside, Inference, Inline
 from diffuser_ros.parameters import StartError, declare_parameters
-from diffuser_ros.policy import Policy, load_policy
+from diffuser_ros.plan_display import PlanDisplay
+from diffuser_ros.policy import Policy, load_policy, robot_for
 from diffuser_ros.qos import EVENT_QOS, LATCHED_QOS, STATE_QOS
-from diffuser_ros.safety import limit_joints
-from diffuser_ros.state_buffer import State, StateBuffer
+from diffuser_ros.robots import Robot
+from diffuser_ros.robots.robot import Moment
 
 __all__ = ['PlannerNode', 'main']
 
@@ -56,7 +53,7 @@ TROUBLE = (PlannerStats.STALE_STATE, PlannerStats.BAD_STATE, PlannerStats.PLAN_F
 class PlannerNode(Node):
     """The node `diffuser_planner`; StartError, one sentence, if a parameter or the checkpoint cannot be used.
 
-    policy: what decides; without it, the stacking policy on the checkpoint that the parameters name.
+    policy: what decides; without it, the policy of the robot on the checkpoint that the parameters name.
     """
 
     def __init__(self, *, context: Context | None = None, parameter_overrides: Sequence[Parameter] | None = None,
@@ -64,15 +61,17 @@ class PlannerNode(Node):
         super().__init__(NAME, context=context, parameter_overrides=list(parameter_overrides or []))
         try:
             self._settings = declare_parameters(self)
+            self._robot: Robot = robot_for(self._settings)
             self._policy = load_policy(self._settings) if policy is None else policy
         except StartError:
             self.destroy_node()
             raise
         self._period = 1.0 / self._settings.tick_rate
-        self._states = StateBuffer()
+        self._states = self._robot.states
         self._hold_requested = False
         self._goals = 0
         self._goal_id = ''
+        self._goal: Any = None
         self._goal_status = GoalStatus(stamp=self._stamp(), message='no goal has been set')
         self._logged: dict[int, float] = {}
         self._ticked = time.monotonic()
@@ -84,8 +83,7 @@ class PlannerNode(Node):
         self._statistics = Statistics()
         reason, text = self._obstacle(self._states.newest, time.monotonic())
         self._stats = PlannerStats(reason=reason, reason_text=text)
-        self._acted_on: State | None = None
-        self._planning_ms = 0.0
+        self._acted_on: Moment | None = None
         self._denoising_steps = 0
         self._planned_at = 0.0
         self._resume_at: float | None = None
@@ -93,8 +91,14 @@ class PlannerNode(Node):
 
     def _open(self) -> None:
         """Topics, services and timers."""
-        self._commander = Commander(self, self._period, lock_step=self._settings.lock_step)
+        settings = self._settings
+        self._robot.open(self, self._period, lock_step=settings.lock_step)
+        self._commander = self._robot.commander
+        self._inference: Inference = Inline(self._policy)
+        if self._robot.plans_beside and not settings.lock_step:
+            self._inference = Beside(self._policy, interval=settings.replan_interval, threads=settings.threads)
         self._plan_publisher = self.create_publisher(PlanMessage, '~/plan', EVENT_QOS)
+        self._display = PlanDisplay(self)
         self._stats_publisher = self.create_publisher(PlannerStats, '~/stats', EVENT_QOS)
         self._status_publisher = self.create_publisher(GoalStatus, '~/goal_status', LATCHED_QOS)
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, '/diagnostics', EVENT_QOS)
@@ -103,23 +107,38 @@ class PlannerNode(Node):
         self.create_service(Trigger, '~/clear_goal', self._on_clear_goal)
         self.create_service(Trigger, '~/reset', self._on_reset)
         self.create_service(SetBool, '~/hold', self._on_hold)
-        for kind, topic in ((JointState, 'joint_states'), (ObjectStates, 'object_states')):
+        for topic, kind in self._robot.topics.items():
             self.create_subscription(kind, topic, partial(self._on_message, topic), STATE_QOS)
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(1.0, self._publish_diagnostics, clock=steady)
-        if not self._settings.lock_step:
-            self.create_timer(self._period, self._tick, clock=steady)
+        if not settings.lock_step:
+            self.create_timer(self._period, self._watch if self._robot.paced_by_states else self._tick, clock=steady)
+
+    def destroy_node(self) -> None:
+        """End planning and the node."""
+        if hasattr(self, '_inference'):
+            self._inference.close()
+        super().destroy_node()
 
     # States and ticks
 
-    def _on_message(self, topic: str, message: JointState | ObjectStates, info: Mapping[str, Any]) -> None:
+    def _on_message(self, topic: str, message: Any, info: Mapping[str, Any]) -> None:
         state = self._states.add(topic, message, _arrival(info))
-        if state is None or not self._settings.lock_step:
+        if state is None:
+            return
+        if not self._settings.lock_step:
+            if self._robot.paced_by_states:
+                self._tick()
             return
         answer = self._commander.last
         if answer is not None and answer.stamp == state.stamp:
             self._commander.send_again(answer)
         else:
+            self._tick()
+
+    def _watch(self) -> None:
+        """Tick in place of a state that does not come."""
+        if time.monotonic() - self._ticked > 1.5 * self._period:
             self._tick()
 
     def _tick(self) -> None:
@@ -129,7 +148,7 @@ class PlannerNode(Node):
         self._ticked = began
         state = self._states.newest
         reason, text = self._obstacle(state, began)
-        decision: Decision | None = None
+        decision: Any = None
         if state is not None and reason == PlannerStats.OK:
             if state is self._acted_on:
                 return  # nothing newer to plan from: the arm follows the last command's tail
@@ -138,7 +157,7 @@ class PlannerNode(Node):
             self._hold(state)
         self._report(state, began, reason, text, decision, overdue)
 
-    def _obstacle(self, state: State | None, now: float) -> tuple[int, str]:
+    def _obstacle(self, state: Moment | None, now: float) -> tuple[int, str]:
         """The reason not even to try planning, and that as one sentence; OK if there is none."""
         if state is None:
             return PlannerStats.NO_STATE, self._states.lacking()
@@ -152,23 +171,18 @@ class PlannerNode(Node):
                     f'the newest state is {1e3 * age:.0f} ms old, allowed are {1e3 * timeout:.0f} ms')
         return PlannerStats.OK, ''
 
-    def _plan(self, state: State) -> tuple[int, str, Decision | None]:
+    def _plan(self, state: Moment) -> tuple[int, str, Any]:
         """Send what the policy decides; without a decision, the reason says why there is none."""
         try:
-            observation = conversions.observation(state.joints, state.objects)
+            observation = self._robot.observation(state)
         except StateError as error:
             return PlannerStats.BAD_STATE, str(error), None
-        measured = np.array([observation[name] for name in JOINT_NAMES])
         now = self._policy_time(state)
-        began = time.monotonic()
         try:
-            decision = self._policy.act(observation, now)
-            joints, clamped = limit_joints(decision.joints, measured, lower=JOINT_LOWER, upper=JOINT_UPPER,
-                                           max_step=self.get_parameter('max_joint_speed').value * self._period)
-        except Exception as error:  # whatever goes wrong here, the arm has to be held
+            decision = self._inference.decide(observation, now)
+            clamped = self._robot.send(decision, observation, state.stamp)
+        except Exception as error:  # whatever goes wrong here, the robot has to be held
             return PlannerStats.PLAN_FAILED, f'planning failed: {error}', None
-        self._planning_ms = 1e3 * (time.monotonic() - began)
-        self._commander.send(joints, measured, bool(decision.gripper[0]), state.stamp)
         self._statistics.clamped += clamped
         self._acted_on, self._planned_at, self._resume_at = state, now, None
         if decision.plan is not None:
@@ -176,22 +190,21 @@ class PlannerNode(Node):
             self._denoising_steps = len(levels) if isinstance(levels, Sequence) else 0
             if self._plan_publisher.get_subscription_count():
                 self._plan_publisher.publish(conversions.plan_message(decision.plan, self._goal_id, state.stamp))
+        self._display.show(decision.plan, self._robot.place(observation), self._goal, state.stamp)
         if decision.reached:
             self._set_goal_status(GoalStatus.REACHED, f'{self._goal_id} is reached')
             return PlannerStats.GOAL_REACHED, 'holding: the goal is reached', decision
         self._set_goal_status(GoalStatus.ACTIVE, f'working towards {self._goal_id}')
-        if decision.subgoal is None:
-            return PlannerStats.PLAN_FAILED, 'holding: the plan that was drawn builds nothing higher', decision
-        return PlannerStats.OK, f'building {format_relation(decision.subgoal)}', decision
+        return *self._robot.progress(decision), decision
 
-    def _policy_time(self, state: State) -> float:
+    def _policy_time(self, state: Moment) -> float:
         """Time of `state` for the policy [s]; it stands still while the arm holds, so that the plan is then resumed."""
         now = 1e-9 * conversions.nanoseconds(state.stamp) if self._settings.lock_step else state.arrival
         if self._resume_at is not None:
             self._time_shift = self._resume_at - now
         return now + self._time_shift
 
-    def _hold(self, state: State) -> None:
+    def _hold(self, state: Moment) -> None:
         """Stop the arm where it is told to be at this moment; nothing if it was not told anything."""
         last = self._commander.last
         if last is None:
@@ -202,7 +215,7 @@ class PlannerNode(Node):
 
     # Reports
 
-    def _report(self, state: State | None, began: float, reason: int, text: str, decision: Decision | None,
+    def _report(self, state: Moment | None, began: float, reason: int, text: str, decision: Any,
                 overdue: bool) -> None:
         """Count and publish the tick, and log a change of its reason."""
         counts = self._statistics
@@ -216,7 +229,7 @@ class PlannerNode(Node):
         before = self._stats.reason
         self._stats = PlannerStats(
             header=Header(stamp=self._stamp()), goal_id=self._goal_id, tick=counts.ticks, replans=self._policy.replans,
-            late_ticks=counts.late, reason=reason, reason_text=text, latency_ms=latency, planning_ms=self._planning_ms,
+            late_ticks=counts.late, reason=reason, reason_text=text, latency_ms=latency, planning_ms=self._inference.planning_ms,
             state_age_ms=0.0 if state is None else 1e3 * (began - state.arrival),
             denoising_steps=self._denoising_steps, clamped=counts.clamped)
         self._stats_publisher.publish(self._stats)
@@ -258,30 +271,35 @@ class PlannerNode(Node):
 
     def _on_set_goal(self, request: SetGoal.Request, response: SetGoal.Response) -> SetGoal.Response:
         try:
-            goal = conversions.requested_goal(request)
+            goal = self._robot.goal(request)
             state = self._states.newest
             if state is None:
                 raise GoalError(self._states.lacking())
-            self._policy.set_goal(goal, conversions.observation(state.joints, state.objects))
+            observation = self._robot.observation(state)
+            with self._inference.idle():
+                self._policy.set_goal(goal, observation)
         except (GoalError, StateError) as error:
             response.message = str(error)
             return response
         self._goals += 1
+        self._goal = goal
         self._goal_id = response.goal_id = f'goal-{self._goals}'
         response.success = True
-        response.message = f'{self._goal_id}: {", ".join(map(format_relation, goal.relations)) or goal.task}'
+        response.message = f'{self._goal_id}: {self._robot.describe_goal(goal)}'
         self._set_goal_status(GoalStatus.ACTIVE, response.message)
         return response
 
     def _on_clear_goal(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         response.success = True
         response.message = f'{self._goal_id} is cleared' if self._goal_id else 'there was no goal'
-        self._policy.clear_goal()
+        with self._inference.idle():
+            self._policy.clear_goal()
         self._drop_goal(response.message)
         return response
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        self._policy.reset(self._settings.seed)
+        with self._inference.idle():
+            self._policy.reset(self._settings.seed)
         self._drop_goal('the planner was reset')
         self._forget()
         response.success = True
@@ -292,8 +310,9 @@ class PlannerNode(Node):
         """No goal and nothing to hold any more; the status of a goal that was reached stays."""
         if self._goal_status.status == GoalStatus.ACTIVE:
             self._set_goal_status(GoalStatus.CLEARED, why)
-        self._goal_id = ''
+        self._goal_id, self._goal = '', None
         self._commander.last = self._resume_at = None
+        self._display.forget()
 
     def _on_hold(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         self._hold_requested = request.data

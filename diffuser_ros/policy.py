@@ -5,54 +5,84 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
+from diffuser_core.checkpoint import Checkpoint
 from diffuser_core.envs.kuka_kinematics import JOINT_NAMES, inverse_kinematics
 from diffuser_core.envs.stacking import BLOCKS, CHANNELS
 from diffuser_core.envs.stacking_goal import StackingGoal
-from diffuser_core.envs.stacking_policy import Decision, StackingPolicy
+from diffuser_core.envs.stacking_policy import StackingPolicy
 from diffuser_core.planner import Planner, Sampling
 from diffuser_core.shipped import checkpoint_folder
 from diffuser_ros.parameters import PlannerParameters, StartError
+from diffuser_ros.robots import ROBOTS, Robot, choose_robot
+from diffuser_ros.robots.gym import MazeRobot
 
-__all__ = ['TAIL', 'Policy', 'load_policy']
+__all__ = ['TAIL', 'Policy', 'load_policy', 'robot_for']
 
 TAIL = 12
 """Points of a command: what the arm follows, half a second at 24 Hz, if no newer command arrives."""
 
 
 class Policy(Protocol):
-    """The part of StackingPolicy that the node uses."""
+    """What the node uses of every robot's policy."""
 
     @property
     def replans(self) -> int: ...
     def reset(self, seed: int) -> None: ...
-    def set_goal(self, goal: StackingGoal, observation: Mapping[str, float]) -> None: ...
+    def set_goal(self, goal: Any, observation: Mapping[str, float]) -> None: ...
     def clear_goal(self) -> None: ...
-    def act(self, observation: Mapping[str, float], now: float) -> Decision: ...
+    def act(self, observation: Mapping[str, float], now: float) -> Any: ...
 
 
-def load_policy(parameters: PlannerParameters) -> StackingPolicy:
-    """The stacking policy on the checkpoint that `parameters` name, warmed up; StartError if it cannot be used."""
+def robot_for(parameters: PlannerParameters) -> Robot:
+    """The robot that `parameters` name, or that the checkpoint's channels are about; StartError if there is none."""
+    channels: tuple[str, ...] = ()
+    if parameters.robot == 'auto' and parameters.checkpoint:
+        try:
+            channels = Checkpoint.load(Path(parameters.checkpoint).expanduser()).channels.names
+        except (ValueError, OSError) as error:
+            raise StartError(f'the checkpoint cannot be used: {error}') from error
+    try:
+        return ROBOTS[choose_robot(parameters.robot, channels)]()
+    except ValueError as error:
+        raise StartError(str(error)) from error
+
+
+def load_policy(parameters: PlannerParameters) -> Policy:
+    """The policy of the robot on the checkpoint that `parameters` name, warmed up; StartError if it cannot be used."""
     torch.set_num_threads(parameters.threads)
     try:
         torch.empty(0, device=parameters.device)
     except (RuntimeError, AssertionError) as error:
         raise StartError(f'the device {parameters.device!r} cannot be used: {str(error).splitlines()[0]}') from error
+    gym = isinstance(robot_for(parameters), MazeRobot)
+    if gym and not parameters.checkpoint:
+        raise StartError('a robot in a maze needs the parameter checkpoint: a folder')
     folder = Path(parameters.checkpoint).expanduser() if parameters.checkpoint else checkpoint_folder('kuka_stack')
-    sampling = Sampling(parameters.steps, parameters.warm_steps, parameters.warm_level)
     try:
-        planner = Planner.from_checkpoint(folder, device=parameters.device, backend=parameters.backend)
-        policy = StackingPolicy(planner, sampling=sampling, tick_dt=1 / parameters.tick_rate, tail=TAIL,
-                                commit=parameters.commit)
-        _warm_up(policy)
+        policy = _maze_policy(parameters, folder) if gym else _stacking_policy(parameters, folder)
     except (ValueError, OSError, FloatingPointError) as error:
         where = '' if str(folder) in str(error) else f'{folder}: '
         raise StartError(f'the checkpoint cannot be used: {where}{error}') from error
     policy.reset(parameters.seed)
     return policy
+
+
+def _stacking_policy(parameters: PlannerParameters, folder: Path) -> StackingPolicy:
+    planner = Planner.from_checkpoint(folder, device=parameters.device, backend=parameters.backend)
+    sampling = Sampling(parameters.steps, parameters.warm_steps, parameters.warm_level)
+    policy = StackingPolicy(planner, sampling=sampling, tick_dt=1 / parameters.tick_rate, tail=TAIL, commit=parameters.commit)
+    _warm_up(policy)
+    return policy
+
+
+def _maze_policy(parameters: PlannerParameters, folder: Path) -> Policy:
+    from diffuser_core.envs.maze_policy import MazePolicy
+
+    return MazePolicy(Planner.from_checkpoint(folder, device=parameters.device, backend=parameters.backend))
 
 
 def _warm_up(policy: StackingPolicy) -> None:

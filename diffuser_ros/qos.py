@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
-__all__ = ['COMMAND_QOS', 'EVENT_QOS', 'LATCHED_QOS', 'STATE_QOS']
+__all__ = ['CLOCK_QOS', 'COMMAND_QOS', 'EVENT_QOS', 'LATCHED_QOS', 'STATE_QOS']
 
 
 def _reliable(depth: int, durability: DurabilityPolicy) -> QoSProfile:
@@ -13,10 +13,12 @@ def _reliable(depth: int, durability: DurabilityPolicy) -> QoSProfile:
 
 
 STATE_QOS = _reliable(1, DurabilityPolicy.VOLATILE)
-"""joint_states, object_states: only the newest state counts."""
+"""joint_states, object_states, state: only the newest state counts."""
 COMMAND_QOS = _reliable(1, DurabilityPolicy.VOLATILE)
 """command, gripper_command: only the newest command counts."""
 LATCHED_QOS = _reliable(1, DurabilityPolicy.TRANSIENT_LOCAL)
-"""goal_status: a late subscriber gets the newest message."""
+"""goal_status, ~/walls: a late subscriber gets the newest message."""
+CLOCK_QOS = _reliable(1, DurabilityPolicy.VOLATILE)
+"""/clock: only the newest time counts."""
 EVENT_QOS = _reliable(10, DurabilityPolicy.VOLATILE)
 """episode_status, ~/plan, ~/stats: every message counts, a short burst is kept."""

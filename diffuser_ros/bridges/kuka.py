@@ -168,6 +168,9 @@ class KukaBridge(Node):
         if request.seed < 0:
             response.message = f'the seed must be 0 or greater, got {request.seed}'
             return response
+        if len(request.goal):
+            response.message = 'this robot has no goal of its own: set it on the planner'
+            return response
         try:
             self._reset(request.seed, request.task)
         except ValueError as error:

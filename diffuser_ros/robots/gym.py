@@ -1,0 +1,166 @@
+"""A Gymnasium robot in a maze: a named state vector in, a named vector of forces out, goals as places."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from diffuser_msgs.msg import NamedVector, PlannerStats
+from diffuser_msgs.srv import SetGoal
+from numpy.typing import NDArray
+from rclpy.node import Node
+
+from diffuser_core.envs.stacking_goal import GoalError
+from diffuser_ros.conversions import StateError
+from diffuser_ros.qos import COMMAND_QOS
+from diffuser_ros.safety import UnsafeCommand
+from diffuser_ros.vectors import named_vector, values_by_name
+
+__all__ = ['MazeRobot', 'VectorCommand', 'VectorCommander', 'VectorState', 'limit_actions']
+
+TOPIC = 'state'
+CHANNELS = ('x', 'y', 'vx', 'vy')
+ACTIONS = ('force.x', 'force.y')
+GOAL_CHANNELS = ('x', 'y')
+ROUNDING = 1e-6
+"""Beyond the limit by less than this is rounding, and not counted as a clamp."""
+
+
+@dataclass(frozen=True)
+class VectorState:
+    """See `Moment`."""
+
+    vector: NamedVector
+    stamp: Time
+    arrival: float
+
+
+class VectorBuffer:
+    """Keeps the newest state vector."""
+
+    def __init__(self) -> None:
+        self.newest: VectorState | None = None
+
+    def add(self, topic: str, message: NamedVector, arrival: float) -> VectorState:
+        """Take a message in, that arrived at `arrival` [s]; the state that it is."""
+        self.newest = VectorState(message, message.header.stamp, arrival)
+        return self.newest
+
+    def lacking(self) -> str:
+        """Why there is no state yet, as one sentence."""
+        return f'no state received yet on {TOPIC}'
+
+
+@dataclass(frozen=True)
+class VectorCommand:
+    """An action (actions,) that the robot was told, the stamp of the state it answers, and when it went out [s], steady clock."""
+
+    action: NDArray[np.float64]
+    stamp: Time
+    sent: float
+
+
+class VectorCommander:
+    """Publishes actions on `command` and keeps the last one. To hold is to command `neutral`: no force."""
+
+    def __init__(self, node: Node, names: Sequence[str], neutral: NDArray[np.float64]) -> None:
+        self.last: VectorCommand | None = None
+        self._names, self._neutral = tuple(names), neutral
+        self._publisher = node.create_publisher(NamedVector, 'command', COMMAND_QOS)
+
+    def send(self, action: NDArray[np.float64], stamp: Time) -> None:
+        """Publish an action and keep it."""
+        self._publisher.publish(named_vector(self._names, action, stamp))
+        self.last = VectorCommand(action, stamp, time.monotonic())
+
+    def send_again(self, command: VectorCommand) -> None:
+        """Publish an earlier command once more."""
+        self.send(command.action, command.stamp)
+
+    def steps_followed(self, command: VectorCommand) -> int:
+        """A command is one step."""
+        return 1
+
+    def hold(self, command: VectorCommand, stamp: Time) -> None:
+        """Apply no force from now on."""
+        self.send(self._neutral, stamp)
+
+
+def limit_actions(actions: Any, size: int) -> tuple[NDArray[np.float64], int]:
+    """The first of `actions` (tail, size) clamped to [-1, 1], and how many of its values had to be; UnsafeCommand for another
+    shape and for numbers that are not finite."""
+    actions = np.asarray(actions, dtype=np.float64)
+    if actions.ndim != 2 or len(actions) == 0 or actions.shape[1] != size:
+        raise UnsafeCommand(f'a command needs rows of {size} actions, got shape {actions.shape}')
+    if not np.isfinite(actions[0]).all():
+        raise UnsafeCommand('the command holds numbers that are not finite')
+    limited = actions[0].clip(-1.0, 1.0)
+    return limited, int((np.abs(limited - actions[0]) > ROUNDING).sum())
+
+
+class MazeRobot:
+    """See `Robot`."""
+
+    topics = {TOPIC: NamedVector}
+    paced_by_states = True
+    plans_beside = True
+
+    commander: VectorCommander
+
+    def __init__(self) -> None:
+        self.states = VectorBuffer()
+
+    def open(self, node: Node, period: float, *, lock_step: bool) -> None:
+        """The publisher of forces."""
+        self.commander = VectorCommander(node, ACTIONS, np.zeros(len(ACTIONS)))
+
+    def goal(self, request: SetGoal.Request) -> Any:
+        """A place: task 'state' with the channels x and y."""
+        from diffuser_core.envs.maze_policy import MazeGoal  # loads torch
+
+        channels, values = list(request.channels), list(request.values)
+        if request.task != 'state' or request.relations:
+            asked = f'{request.task!r} with relations' if request.relations else repr(request.task)
+            raise GoalError(f"this robot takes places as goals: use the task 'state' with channels and values instead of {asked}")
+        if len(channels) != len(values):
+            raise GoalError(f'channels and values must be equally many, got {len(channels)} and {len(values)}')
+        if sorted(channels) != sorted(GOAL_CHANNELS):
+            raise GoalError(f'a goal has the channels {", ".join(GOAL_CHANNELS)}, got {", ".join(channels) or "none"}')
+        for name, value in zip(channels, values):
+            if not math.isfinite(value):
+                raise GoalError(f'the value {value} of channel {name} is not a finite number')
+        return MazeGoal(**dict(zip(channels, values)))
+
+    def describe_goal(self, goal: Any) -> str:
+        """The place."""
+        return f'x {goal.x:.2f}, y {goal.y:.2f}'
+
+    def observation(self, state: VectorState) -> dict[str, float]:
+        """Place and velocity; channels that are not asked for are ignored."""
+        try:
+            found = values_by_name(state.vector, TOPIC)
+        except ValueError as error:
+            raise StateError(str(error)) from None
+        missing = [name for name in CHANNELS if name not in found]
+        if missing:
+            raise StateError(f'{TOPIC} lacks the channel {", ".join(missing)}')
+        return {name: found[name] for name in CHANNELS}
+
+    def send(self, decision: Any, observation: Mapping[str, float], stamp: Time) -> int:
+        """The first action, clamped to [-1, 1]."""
+        action, clamped = limit_actions(decision.actions, len(ACTIONS))
+        self.commander.send(action, stamp)
+        return clamped
+
+    def progress(self, decision: Any) -> tuple[int, str]:
+        """On the way."""
+        return PlannerStats.OK, 'the first plan is being made' if decision.plan is None else 'on the way'
+
+    def place(self, observation: Mapping[str, float]) -> Sequence[float]:
+        """x and y."""
+        return [observation[name] for name in GOAL_CHANNELS]

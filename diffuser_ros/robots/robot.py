@@ -1,0 +1,93 @@
+"""What the planner node asks of a robot: where its state comes from, what a goal is, how a decision becomes a command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from builtin_interfaces.msg import Time
+from diffuser_msgs.srv import SetGoal
+from rclpy.node import Node
+
+__all__ = ['Buffer', 'Moment', 'Robot', 'Sender', 'Sent']
+
+
+class Moment(Protocol):
+    """A state of the robot: the stamp of its messages, and when it arrived [s], steady clock."""
+
+    @property
+    def stamp(self) -> Time: ...
+    @property
+    def arrival(self) -> float: ...
+
+
+class Buffer(Protocol):
+    """Collects the messages of the state topics and keeps the newest state."""
+
+    @property
+    def newest(self) -> Any: ...
+    def add(self, topic: str, message: Any, arrival: float) -> Any: ...
+    def lacking(self) -> str: ...
+
+
+class Sent(Protocol):
+    """A command that went out: the stamp of the state that it answers, and when it did [s], steady clock."""
+
+    @property
+    def stamp(self) -> Time: ...
+    @property
+    def sent(self) -> float: ...
+
+
+class Sender(Protocol):
+    """Publishes commands and knows what the robot is told at any moment; `last` is None while nothing is to be held."""
+
+    last: Any
+
+    def send_again(self, command: Any) -> None: ...
+    def steps_followed(self, command: Any) -> int: ...
+    def hold(self, command: Any, stamp: Time) -> None: ...
+
+
+class Robot(Protocol):
+    """One kind of robot.
+
+    topics           message type of every state topic, by its name
+    states           the newest state
+    commander        made by `open`
+    paced_by_states  real time: tick when a state arrives, since states come at the control rate; else by the node's clock
+    plans_beside     real time: the policy has `replan` and `command`, and replans in a thread beside the ticks
+    """
+
+    @property
+    def topics(self) -> Mapping[str, type]: ...
+    @property
+    def states(self) -> Buffer: ...
+    @property
+    def commander(self) -> Sender: ...
+    @property
+    def paced_by_states(self) -> bool: ...
+    @property
+    def plans_beside(self) -> bool: ...
+
+    def open(self, node: Node, period: float, *, lock_step: bool) -> None:
+        """Make the publishers of commands on `node`, which ticks every `period` [s]."""
+
+    def goal(self, request: SetGoal.Request) -> Any:
+        """The goal that is asked for; GoalError, one sentence, if this robot takes no such goal."""
+
+    def describe_goal(self, goal: Any) -> str:
+        """A goal for people."""
+
+    def observation(self, state: Any) -> dict[str, float]:
+        """Channel name -> value; StateError, one sentence, if the state cannot be planned from."""
+
+    def send(self, decision: Any, observation: Mapping[str, float], stamp: Time) -> int:
+        """Check a decision, clamp it to the limits and publish it; how many values were clamped. UnsafeCommand, and nothing is
+        sent, if no clamping makes it safe."""
+
+    def progress(self, decision: Any) -> tuple[int, str]:
+        """The reason code of PlannerStats and the sentence for a decision that was sent and has not reached the goal."""
+
+    def place(self, observation: Mapping[str, float]) -> Sequence[float] | None:
+        """Where the robot is in the plane [m], for markers; None if it is drawn otherwise."""
