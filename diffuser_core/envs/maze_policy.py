@@ -55,8 +55,8 @@ class Smoothing:
     """Places of a plan that agree with its velocities.
 
     The network gives places to about 0.1 m, but velocities to about 0.1 m/s: the way from one step to the next is far better
-    known from them. The places x that minimise sum |x - planned|^2 + `trust` sum |x' - x - dt (v + v') / 2|^2, with both ends as they
-    are, are linear in what was planned, so that two matrices, made once, do it.
+    known from them. The places x that minimise sum |x - planned|^2 + `trust` sum |x' - x - dt (v + v') / 2|^2, with both ends as
+    they are, are linear in what was planned, so that two matrices, made once, do it.
     """
 
     def __init__(self, horizon: int, dt: float, trust: float = 300.0) -> None:
