@@ -96,8 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     mazes.add_argument('--size', choices=['all', *LAYOUTS], default='all')
     mazes.add_argument('--multi-task', choices=['no', 'yes', 'both'], default='both',
                        help="yes: Multi2D, a goal drawn in every episode; no: Maze2D, the maze's own")
-    mazes.add_argument('--policy', choices=['waypoint', 'waypoint-data', 'random'], default=None,
-                       help="a baseline in the planner's place: D4RL's waypoint controller, our demonstrator, random forces")
+    mazes.add_argument('--policy', default=None, help="a baseline in the planner's place: 'waypoint' (D4RL's controller), "
+                       "'waypoint-data' (our demonstrator), 'random', or a file such as runs/baselines/maze2d_umaze_bc/policy.pt")
     mazes.add_argument('--execution', choices=['states', 'actions', 'paper'], default='states',
                        help='plans are tracked, their forces applied as they are, or one plan followed as in the paper')
     mazes.add_argument('--replan-every', type=int, default=5, metavar='TICKS', help='control ticks of 10 ms between two plans')
@@ -189,7 +189,7 @@ def _evaluate_mazes(options: argparse.Namespace) -> None:
         checkpoint=options.checkpoint, policy=options.policy, episodes=options.episodes, seed_start=options.seed_start,
         execution=options.execution, replan_every=options.replan_every, candidates=options.candidates, workers=options.workers,
         sampling=Sampling(**_sampling(options)), backend=options.backend)
-    out = options.out or Path('runs/evaluate') / ('maze2d' if options.policy is None else f'maze2d_{options.policy}')
+    out = options.out or Path('runs/evaluate') / ('maze2d' if options.policy is None else f'maze2d_{suite.name}')
     print(format_maze_rows(evaluate_mazes(suite, out, options.command, pictures=options.pictures)['rows']))
 
 

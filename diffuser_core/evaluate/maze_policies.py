@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from diffuser_core.envs.maze_layout import CHANNELS, TICK, MazeLayout
+from diffuser_core.envs.maze_layout import CHANNELS, FORCES, TICK, MazeLayout
 from diffuser_core.envs.maze_policy import MazeDecision, MazeGoal
 from diffuser_core.envs.point_maze import PointMazeEnv
+from diffuser_core.evaluate.baselines.mazes import OBSERVATION_SIZE
 from diffuser_core.experts.waypoint import REACH_RANGE, WaypointController
 from diffuser_core.trajectory import Plan
 
-__all__ = ['BASELINES', 'FAILURES', 'MazeController', 'RandomPolicy', 'WaypointPolicy', 'run_maze_episode']
+__all__ = ['BASELINES', 'FAILURES', 'LearnedMazePolicy', 'MazeController', 'RandomPolicy', 'WaypointPolicy', 'run_maze_episode']
 
 FAILURES = ('never reached', 'left again')
 """Why an episode failed: the ball never came to the goal, or was not there at the end."""
@@ -89,6 +92,43 @@ class RandomPolicy(_WithoutPlans):
     def command(self, observation: Mapping[str, float], now: float) -> MazeDecision:
         """A random force."""
         return MazeDecision(self._rng.uniform(-1.0, 1.0, (1, 2)), None, False)
+
+
+class LearnedMazePolicy(_WithoutPlans):
+    """A network from an observation (1, 6) to forces (1, 2) at every tick."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        with torch.no_grad():
+            shape = tuple(network(torch.zeros(1, OBSERVATION_SIZE)).shape)
+        if shape != (1, len(FORCES)):
+            raise ValueError(f'the network must turn (1, {OBSERVATION_SIZE}) into (1, {len(FORCES)}), it gives {shape}')
+        self._network = network
+        self._goal = (0.0, 0.0)
+
+    @classmethod
+    def load(cls, path: str | Path) -> LearnedMazePolicy:
+        """From a TorchScript file, as `benchmarks/baselines/train.py` writes; FileNotFoundError, or ValueError if it is none."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f'no trained baseline at {path}')
+        try:
+            return cls(torch.jit.load(str(path), map_location='cpu'))
+        except RuntimeError as error:
+            raise ValueError(f'{path} is not a trained baseline of a maze (TorchScript): {str(error).splitlines()[0]}') from error
+
+    def reset(self, seed: int = 0) -> None:
+        """A network may draw random numbers."""
+        torch.manual_seed(seed)
+
+    def set_goal(self, goal: MazeGoal, observation: Mapping[str, float]) -> None:
+        """Drive to `goal`."""
+        self._goal = goal.x, goal.y
+
+    def command(self, observation: Mapping[str, float], now: float) -> MazeDecision:
+        """The network's force."""
+        seen = torch.tensor([[*(observation[name] for name in CHANNELS), *self._goal]], dtype=torch.float32)
+        with torch.no_grad():
+            force = self._network(seen).double().numpy()
+        return MazeDecision(np.clip(force, -1.0, 1.0), None, False)
 
 
 BASELINES: dict[str, Callable[[MazeLayout], MazeController]] = {

@@ -21,7 +21,7 @@ from diffuser_core.envs.maze_picture import draw
 from diffuser_core.envs.maze_policy import EXECUTIONS, MazePolicy
 from diffuser_core.envs.point_maze import PointMazeEnv
 from diffuser_core.evaluate.log import Job, ResultsFolder
-from diffuser_core.evaluate.maze_policies import BASELINES, FAILURES, MazeController, run_maze_episode
+from diffuser_core.evaluate.maze_policies import BASELINES, FAILURES, LearnedMazePolicy, MazeController, run_maze_episode
 from diffuser_core.evaluate.pool import as_they_end, process_pool
 from diffuser_core.evaluate.recording import replacing
 from diffuser_core.evaluate.statistics import mean_interval
@@ -46,7 +46,7 @@ class MazeSuite:
 
     tasks         some of `MAZE_TASKS`
     checkpoint    folder of a planner, for tasks of one size; None: the shipped ones
-    policy        a baseline in the planner's place, one of `BASELINES`; None: the planner
+    policy        a baseline in the planner's place, one of `BASELINES` or the file of a learned one; None: the planner
     episodes      seeds of every task, from `seed_start` on
     execution     how plans are carried out: see MazePolicy
     replan_every  control ticks between two plans
@@ -77,17 +77,18 @@ class MazeSuite:
             raise ValueError(f'at least one worker is needed, got {self.workers}')
         if self.execution not in EXECUTIONS:
             raise ValueError(f'execution is one of {", ".join(EXECUTIONS)}, got {self.execution!r}')
-        if self.policy is not None and self.policy not in BASELINES:
-            raise ValueError(f'policy is one of {", ".join(BASELINES)}, got {self.policy!r}')
         if self.policy is not None and self.checkpoint is not None:
             raise ValueError('a baseline has no checkpoint; leave out either it or the policy')
-        if self.checkpoint is not None and len({MAZE_TASKS[task][0] for task in self.tasks}) > 1:
-            raise ValueError('a checkpoint is for one maze; name its size')
+        learned = self.policy is not None and self.policy not in BASELINES
+        if (self.checkpoint is not None or learned) and len({MAZE_TASKS[task][0] for task in self.tasks}) > 1:
+            raise ValueError('a checkpoint or a learned baseline is for one maze; name its size')
 
     @property
     def name(self) -> str:
         """Which controller it is, for people."""
-        return self.policy or 'diffuser'
+        if self.policy is None or self.policy in BASELINES:
+            return self.policy or 'diffuser'
+        return Path(self.policy).resolve().parent.name
 
     def folder(self, size: str) -> Path:
         """Where the checkpoint for this maze is."""
@@ -96,7 +97,7 @@ class MazeSuite:
     def controller(self, size: str) -> MazeController:
         """The controller for this maze; errors as of loading a checkpoint, ValueError if it is for another maze."""
         if self.policy is not None:
-            return BASELINES[self.policy](layout(size))
+            return BASELINES[self.policy](layout(size)) if self.policy in BASELINES else LearnedMazePolicy.load(self.policy)
         planner = Planner.from_checkpoint(self.folder(size), backend=self.backend)
         if MazePolicy.maze_of(planner).name != size:
             raise ValueError(f'{self.folder(size)} is a planner for the maze {MazePolicy.maze_of(planner).name}, not {size}')
@@ -104,8 +105,10 @@ class MazeSuite:
 
     def settings(self) -> dict[str, Any]:
         """What results of different controllers are told apart by."""
-        if self.policy is not None:
+        if self.policy in BASELINES:
             return {'policy': self.policy}
+        if self.policy is not None:
+            return {'policy_sha256': hashlib.sha256(Path(self.policy).read_bytes()).hexdigest()}
         sizes = dict.fromkeys(MAZE_TASKS[task][0] for task in self.tasks)
         weights = {size: hashlib.sha256((self.folder(size) / WEIGHTS).read_bytes()).hexdigest() for size in sizes}
         return {'policy': 'diffuser', 'weights_sha256': weights, 'sampling': asdict(self.sampling), 'execution': self.execution,
