@@ -200,7 +200,9 @@ def write_pictures(suite: MazeSuite, by_task: Mapping[str, Sequence[Mapping[str,
         size, multi_task = MAZE_TASKS[task]
         controller, env = suite.controller(size), PointMazeEnv(size, multi_task=multi_task)
         ranked = sorted(records, key=lambda record: (-record['score'], record['seed']))
-        for place, name in {len(ranked) - 1: 'worst', len(ranked) // 2: 'median', 0: 'best'}.items():
+        last = len(ranked) - 1
+        places = {last: 'worst', **({len(ranked) // 2: 'median'} if last > 1 else {}), 0: 'best'}
+        for place, name in places.items():
             trail: list[NDArray[np.float64]] = []
             plans: list[Plan] = []
             record = run_maze_episode(controller, env, task, ranked[place]['seed'], replan_every=suite.replan_every, trail=trail,
