@@ -175,6 +175,17 @@ def test_a_new_plan_is_taken_only_if_it_arrives_earlier_or_the_ball_is_off_the_o
     assert policy.replans == 4
 
 
+def test_a_plan_that_crosses_a_wall_is_drawn_again_from_noise():
+    crossing, also, round_ = (straight((1.0, 1.0), end, t0=t, arrive=8)
+                              for end, t in (((3.0, 1.0), 0.0), ((3.0, 1.0), TICK), ((1.0, 3.0), TICK)))
+    planner = Scripted([crossing, crossing, also, round_])
+    policy = MazePolicy(planner, LAYOUTS['umaze'], candidates=2)
+    policy.set_goal(MazeGoal(1.0, 3.0), START)
+    assert same(policy.act(START, 0.0).plan, crossing)
+    assert same(policy.act(START, TICK).plan, round_)
+    assert planner.warm == []
+
+
 def test_a_new_goal_starts_a_new_plan_from_noise():
     plans = [straight((1.0, 1.0), (1.0, 3.0)), straight((1.0, 1.0), (1.0, 3.0), arrive=3), straight((1.0, 1.0), (1.0, 2.0))]
     planner = Scripted(plans)

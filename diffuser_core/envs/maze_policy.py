@@ -92,14 +92,16 @@ def arrival(plan: Plan, goal: NDArray[np.float64], radius: float = GOAL_RADIUS) 
 class MazePolicy:
     """Drives one ball; `set_goal`, then `act`, or `replan` and `command`, at every tick.
 
-    A new plan replaces the one before if it arrives earlier, or if the ball no longer follows that one.
+    A new plan replaces the one before if it crosses fewer walls or arrives earlier, or if the ball no longer follows that one. Plans
+    are drawn from noise, several at once, as long as the present one crosses a wall.
 
     `replan` is called from one thread at a time, everything else from one thread, which may be another.
 
     maze        which maze it is; goals are checked against it
     execution   'states': the planned states are followed by a PD law with the planned forces fed forward; 'actions': the planned
                 forces are applied as they are; 'paper': one plan, made at the start, is followed by a PD law of unit gains
-    candidates  plans drawn when there is none to start from; the one that arrives first is taken
+    candidates  plans drawn when there is none to start from, or only one that crosses a wall; the one that crosses none and
+                arrives first is taken
     tail        ticks of actions a decision holds
     """
 
@@ -201,19 +203,17 @@ class MazePolicy:
         if fresh or task != self._planned_task:
             self._horizon.restart()
         conditions = self._conditions(goal)
-        if self._horizon.plan is None and self._candidates > 1:
+        kept = self._horizon.plan
+        if (kept is None or self._crossings(kept, now)) and self._candidates > 1:
             drawn = self.planner.candidates(state, conditions, count=self._candidates, sampling=self._horizon.sampling,
                                             t0=now)
             plan = min(map(self._smoothed, drawn), key=lambda p: (self._crossings(p, now), arrival(p, goal)))
-            self._horizon.restart(plan)
             self._horizon.replans += 1
         else:
-            kept = self._horizon.plan
             plan = self._smoothed(self._horizon.update(state, conditions, now))
-            self._horizon.restart(plan)
-            if kept is not None and self._better(kept, plan, state, goal, now):
-                plan = kept
-                self._horizon.restart(kept)
+        if kept is not None and self._better(kept, plan, state, goal, now):
+            plan = kept
+        self._horizon.restart(plan)
         self._planned_task = task
         with self._lock:
             if task != self._task:
