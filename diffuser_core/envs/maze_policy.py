@@ -92,8 +92,8 @@ def arrival(plan: Plan, goal: NDArray[np.float64], radius: float = GOAL_RADIUS) 
 class MazePolicy:
     """Drives one ball; `set_goal`, then `act`, or `replan` and `command`, at every tick.
 
-    A new plan replaces the one before if it crosses fewer walls or arrives earlier, or if the ball no longer follows that one. Plans
-    are drawn from noise, several at once, as long as the present one crosses a wall.
+    A new plan replaces the one before if it crosses fewer walls or arrives earlier, or if the ball no longer follows that one.
+    As long as the present one crosses a wall, plans are drawn from noise, several at once.
 
     `replan` is called from one thread at a time, everything else from one thread, which may be another.
 
