@@ -98,11 +98,14 @@ def _parser() -> argparse.ArgumentParser:
                        help="yes: Multi2D, a goal drawn in every episode; no: Maze2D, the maze's own")
     mazes.add_argument('--policy', default=None, help="a baseline in the planner's place: 'waypoint' (D4RL's controller), "
                        "'waypoint-data' (our demonstrator), 'random', or a file such as runs/baselines/maze2d_umaze_bc/policy.pt")
-    mazes.add_argument('--execution', choices=['states', 'actions', 'paper'], default='states',
-                       help='plans are tracked, their forces applied as they are, or one plan followed as in the paper')
-    mazes.add_argument('--replan-every', type=int, default=5, metavar='TICKS', help='control ticks of 10 ms between two plans')
-    mazes.add_argument('--candidates', type=int, default=8, help='plans drawn at the start, of which the fastest is taken')
-    mazes.add_argument('--backend', default='traced', help='how the network is executed: traced, openvino, ...')
+    mazes.add_argument('--execution', choices=['states', 'actions', 'paper'], default=None,
+                       help='states (default): plans are tracked; actions: their forces are applied as they are; paper: one '
+                       'plan is followed as in the paper')
+    mazes.add_argument('--replan-every', type=int, default=None, metavar='TICKS',
+                       help='control ticks of 10 ms between two plans; default: 5')
+    mazes.add_argument('--candidates', type=int, default=None,
+                       help='plans drawn at the start, of which the fastest is taken; default: 8, with --execution paper 1')
+    mazes.add_argument('--backend', default=None, help='how the network is executed: traced (default), openvino, ...')
     mazes.add_argument('--pictures', action='store_true', help='draw the best, median and worst episode of each task')
     mazes.set_defaults(run=_evaluate_mazes)
 
@@ -183,12 +186,19 @@ def _evaluate_mazes(options: argparse.Namespace) -> None:
     from diffuser_core.evaluate.mazes import MAZE_TASKS, MazeSuite, evaluate_mazes, format_maze_rows
     from diffuser_core.planner import Sampling
     sizes = tuple(LAYOUTS) if options.size == 'all' else (options.size,)
+    sampling = _sampling(options)
+    chosen = {name: getattr(options, name) for name in ('execution', 'replan_every', 'candidates', 'backend')
+              if getattr(options, name) is not None}
+    if options.policy is not None and (sampling or chosen):
+        raise ValueError('a baseline does not plan; leave out --execution, --replan-every, --candidates, --backend, --steps, '
+                         '--warm-steps and --warm-level')
+    if options.execution == 'paper' and options.replan_every is not None:
+        raise ValueError('--execution paper follows one plan; leave out --replan-every')
     kinds = {'no': (False,), 'yes': (True,), 'both': (False, True)}[options.multi_task]
     suite = MazeSuite(
         tasks=tuple(task for task, (size, multi) in MAZE_TASKS.items() if size in sizes and multi in kinds),
         checkpoint=options.checkpoint, policy=options.policy, episodes=options.episodes, seed_start=options.seed_start,
-        execution=options.execution, replan_every=options.replan_every, candidates=options.candidates, workers=options.workers,
-        sampling=Sampling(**_sampling(options)), backend=options.backend)
+        workers=options.workers, sampling=Sampling(**sampling), **chosen)
     out = options.out or Path('runs/evaluate') / ('maze2d' if options.policy is None else f'maze2d_{suite.name}')
     print(format_maze_rows(evaluate_mazes(suite, out, options.command, pictures=options.pictures)['rows']))
 

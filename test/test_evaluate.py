@@ -19,6 +19,7 @@ from diffuser_core.envs.kuka_stack import KukaStackEnv
 from diffuser_core.envs.stacking import BLOCKS
 from diffuser_core.envs.stacking_policy import StackingPolicy
 from diffuser_core.envs.stacking_tasks import TASKS
+from diffuser_core.evaluate import pool as processes
 from diffuser_core.evaluate import stacking
 from diffuser_core.evaluate.episode import run_episode
 from diffuser_core.evaluate.recording import EpisodeLog
@@ -118,7 +119,7 @@ def test_an_interrupt_keeps_the_episodes_that_run(checkpoint, tmp_path, short, m
 
     suite = Suite(checkpoint, ('conditional',), episodes=6)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(stacking, 'as_completed', interrupted)
+        patch.setattr(processes, 'as_completed', interrupted)
         evaluate(suite, tmp_path, '')
     kept = [json.loads(line)['seed'] for line in (tmp_path / 'episodes.jsonl').read_text().splitlines()]
     assert sorted(kept) == sorted(seed for _, seed in short) and 1 <= len(kept) < 6
@@ -168,7 +169,7 @@ def test_rows_count_what_is_in_the_records(tmp_path, checkpoint, short, monkeypa
 def test_films_are_of_the_episodes_in_the_results_and_one_warning_says_if_not(tmp_path, checkpoint, short, monkeypatch):
     suite = Suite(checkpoint, ('unconditional',), episodes=1, videos=True)
     with warnings.catch_warnings():
-        warnings.filterwarnings('error', message='filmed again')
+        warnings.filterwarnings('error', message='run again')
         evaluate(suite, tmp_path, '')
     with imageio.v2.get_reader(tmp_path / 'videos' / 'unconditional_best.mp4') as video:
         assert sum(1 for _ in video) == pytest.approx(30 / 24 * 12, abs=1)
@@ -221,7 +222,7 @@ def test_evaluate_writes_a_row_a_task_and_a_line_an_episode(checkpoint, tmp_path
     (['evaluate', 'stacking', '--policy', '{tmp}/none.pt', '--out', '{tmp}/o'], 'evaluate: no trained baseline at {tmp}/none.pt'),
     (['evaluate', 'stacking', '--policy', 'demonstrator', '--commit', '1'], 'evaluate: a baseline does not denoise; leave out'),
     (['train', '{tmp}/none.yaml'], 'train: cannot read the configuration {tmp}/none.yaml'),
-    (['train', 'config/kuka_stack.yaml', 'data.path={tmp}'], 'train: no demonstrations at {tmp}'),
+    (['train', 'config/kuka_stack.yaml', 'data.path={tmp}'], 'train: {tmp} must hold one data set, as `collect`'),
     (['train', 'config/kuka_stack.yaml', 'data.hight=3'], "unknown key 'hight'"),
 ])
 def test_a_users_mistake_is_one_sentence_and_code_2(tmp_path, capsys, arguments, message):

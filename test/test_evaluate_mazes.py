@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ from PIL import Image
 
 from diffuser_core.cli import main
 from diffuser_core.envs.maze_layout import CHANNELS, LAYOUTS
+from diffuser_core.envs.maze_picture import BALL, GOAL, PLAN
 from diffuser_core.envs.maze_policy import MazeGoal, MazePolicy
 from diffuser_core.envs.point_maze import PointMazeEnv
+from diffuser_core.evaluate import mazes
 from diffuser_core.evaluate.baselines.mazes import DISCOUNT, load_maze_transitions, maze_transitions
 from diffuser_core.evaluate.maze_policies import BASELINES, FAILURES, LearnedMazePolicy, run_maze_episode
 from diffuser_core.evaluate.mazes import MazeSuite, evaluate_mazes
@@ -27,6 +31,16 @@ def checkpoint(tmp_path):
     return tmp_path / 'checkpoint'
 
 
+@pytest.fixture
+def here(monkeypatch):
+    """Episodes run in a thread of this process instead of processes of their own."""
+    def pool(suite, jobs):
+        monkeypatch.setattr(mazes, '_worker', {'suite': suite, 'controllers': {}})
+        return ThreadPoolExecutor(1)
+
+    monkeypatch.setattr(mazes, '_pool', pool)
+
+
 def run(*words):
     return main(['evaluate', 'maze2d', *map(str, words)])
 
@@ -35,9 +49,9 @@ def summary(out):
     return json.loads((out / 'summary.json').read_text())
 
 
-def test_a_run_writes_its_records_goes_on_and_keeps_to_its_settings(tmp_path, capsys):
+def test_a_run_writes_its_records_goes_on_and_keeps_to_its_settings(tmp_path, capsys, here):
     out = tmp_path / 'out'
-    words = ('--size', 'umaze', '--policy', 'waypoint', '--out', out, '--workers', 1)
+    words = ('--size', 'umaze', '--policy', 'waypoint', '--out', out)
     assert run(*words, '--episodes', 3) == 0
     assert 'maze2d-umaze' in (printed := capsys.readouterr().out) and 'multi2d-umaze' in printed
     records = [json.loads(line) for line in (out / 'episodes.jsonl').read_text().splitlines()]
@@ -50,27 +64,56 @@ def test_a_run_writes_its_records_goes_on_and_keeps_to_its_settings(tmp_path, ca
     assert rows['maze2d-umaze']['score'] == pytest.approx(np.mean(scores))
     assert rows['maze2d-umaze']['ci95'][0] <= rows['maze2d-umaze']['score'] <= rows['maze2d-umaze']['ci95'][1]
     assert (rows['maze2d-umaze']['paper'], rows['multi2d-umaze']['paper']) == (113.9, 128.9)
+    assert rows['maze2d-umaze']['share_in_goal'] == pytest.approx(rows['maze2d-umaze']['return'] / 300)
+    assert run('--size', 'medium', '--multi-task', 'no', '--policy', 'waypoint', '--out', out, '--episodes', 1) == 0
+    assert [row['task'] for row in summary(out)['rows']] == ['maze2d-medium'] and summary(out)['episodes_run'] == 1
     assert run('--size', 'umaze', '--policy', 'random', '--out', out) == 2
     assert 'holds results of other settings (policy)' in capsys.readouterr().err
 
 
-def test_a_planner_is_run_and_drawn(tmp_path, checkpoint):
+def test_a_planner_is_run_and_drawn(tmp_path, checkpoint, here):
     out = tmp_path / 'out'
-    assert run('--size', 'umaze', '--multi-task', 'no', '--checkpoint', checkpoint, '--episodes', 2, '--workers', 1,
-               '--replan-every', 50, '--candidates', 2, '--warm-steps', 1, '--pictures', '--out', out) == 0
+    words = ('--size', 'umaze', '--multi-task', 'no', '--checkpoint', checkpoint, '--episodes', 2, '--replan-every', 50,
+             '--candidates', 2, '--warm-steps', 1, '--pictures', '--out', out)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='run again')
+        assert run(*words) == 0
     (row,) = summary(out)['rows']
     assert row['policy'] == 'diffuser' and row['planning_ms']['p50'] > 0.0
     assert summary(out)['sampling']['warm_steps'] == 1 and summary(out)['replan_every'] == 50
     assert sorted(summary(out)['pictures']) == ['pictures/maze2d-umaze_best.png', 'pictures/maze2d-umaze_worst.png']
     with Image.open(out / 'pictures' / 'maze2d-umaze_best.png') as picture:
-        assert picture.size == (240, 240)
+        assert picture.size == (240, 240) and picture.text['Description'].startswith('maze2d-umaze, best of 2: score ')
+        assert {GOAL, PLAN, BALL} <= {colour for _, colour in picture.getcolors(240 * 240)}
+    lines = out / 'episodes.jsonl'
+    records = [json.loads(line) for line in lines.read_text().splitlines()]
+    lines.write_text(''.join(json.dumps({**record, 'score': record['score'] + 1.0}) + '\n' for record in records))
+    with pytest.warns(UserWarning, match='scored differently: maze2d-umaze seed'):
+        assert run(*words) == 0
+
+
+def test_the_papers_execution_takes_the_one_plan_that_it_draws(tmp_path, checkpoint, here):
+    words = ('--size', 'umaze', '--multi-task', 'no', '--checkpoint', checkpoint, '--episodes', 1, '--steps', 1)
+    assert run(*words, '--execution', 'paper', '--out', tmp_path / 'paper') == 0
+    (record,) = map(json.loads, (tmp_path / 'paper' / 'episodes.jsonl').read_text().splitlines())
+    assert summary(tmp_path / 'paper')['candidates'] == 1 and record['replans'] == 1
+    assert [MazeSuite(execution=e).drawn for e in ('states', 'actions', 'paper')] == [8, 8, 1]
+    assert MazeSuite(execution='paper', candidates=3).drawn == 3
+
+
+def test_shipped_planners_of_several_mazes_share_a_folder():
+    """A run of one size goes on with another size in the same folder, since the settings name the weights of all of them."""
+    assert MazeSuite(('maze2d-umaze',)).settings() == MazeSuite(('multi2d-large', 'maze2d-medium')).settings()
 
 
 @pytest.mark.parametrize('words, why', [
     (('--checkpoint', 'nowhere', '--size', 'umaze'), 'nowhere'), (('--checkpoint', 'x'), 'is for one maze'),
     (('--policy', 'waypoint', '--checkpoint', 'x'), 'a baseline has no checkpoint'), (('--episodes', '0'), 'at least 1'),
     (('--size', 'umaze', '--policy', 'no/such/policy.pt'), 'no trained baseline at no/such/policy.pt'),
-    (('--policy', 'some/policy.pt'), 'is for one maze')])
+    (('--policy', 'some/policy.pt'), 'is for one maze'),
+    (('--policy', 'waypoint', '--warm-steps', '2'), 'a baseline does not plan; leave out'),
+    (('--policy', 'random', '--replan-every', '5'), 'a baseline does not plan; leave out'),
+    (('--execution', 'paper', '--replan-every', '5'), 'follows one plan; leave out --replan-every')])
 def test_what_cannot_be_run_is_said(tmp_path, capsys, words, why):
     assert run(*words, '--out', tmp_path / 'out') == 2
     assert why in capsys.readouterr().err

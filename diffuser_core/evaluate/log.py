@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from diffuser_core.evaluate.recording import write_json
 
@@ -46,6 +48,17 @@ class ResultsFolder:
         if whole != text:
             self._lines.write_text(whole, encoding='utf-8')
         return [json.loads(line) for line in whole.splitlines()]
+
+    def missing(self, wanted: Sequence[Job]) -> list[Job]:
+        """Those of the wanted episodes that have not been run."""
+        return [job for job in wanted if job not in self.records]
+
+    def take(self, records: Iterable[dict[str, Any]], wanted: Sequence[Job]) -> None:
+        """Keep the records of missing episodes as they end, with a progress bar over all that are wanted."""
+        with tqdm(total=len(wanted), initial=len(wanted) - len(self.missing(wanted)), unit='episode') as bar:
+            for record in records:
+                self.add(record)
+                bar.update()
 
     def add(self, record: dict[str, Any]) -> None:
         """Keep the record of an episode that has just ended."""

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from diffuser_core import __version__
 from diffuser_core.checkpoint import WEIGHTS
@@ -28,7 +26,8 @@ from diffuser_core.evaluate.log import Job, ResultsFolder
 from diffuser_core.evaluate.pool import as_they_end, process_pool
 from diffuser_core.evaluate.recording import EpisodeLog, check_video_writer, write_video
 from diffuser_core.evaluate.records import FAILURES
-from diffuser_core.evaluate.statistics import mean_interval
+from diffuser_core.evaluate.showcase import choose, run_again
+from diffuser_core.evaluate.statistics import mean_interval, median_quantiles
 from diffuser_core.planner import DEFAULT_SAMPLING, Planner, Sampling
 from diffuser_core.shipped import checkpoint_folder
 from diffuser_core.workers import follow_parent
@@ -123,22 +122,19 @@ def evaluate(suite: Suite, out: Path, command: str) -> dict[str, Any]:
     settings = {**_controller_settings(suite), 'displace': suite.displace, 'ros': suite.ros}
     results = ResultsFolder(out, settings)
     wanted = suite.jobs
-    missing = [job for job in wanted if job not in results.records]
+    missing = results.missing(wanted)
     if missing:
         new = _run(suite, missing) if suite.ros is None \
             else through_ros.run(missing, suite.folder, out / 'ros', realtime=suite.ros == 'realtime')
-        with tqdm(total=len(wanted), initial=len(wanted) - len(missing), unit='episode') as bar:
-            for record in new:
-                results.add(record)
-                bar.update()
+        results.take(new, wanted)
     by_task = {task: [results.records[job] for job in wanted if job[0] == task] for task in suite.tasks}
     summary = {'command': command, 'version': __version__, 'seed_start': suite.seed_start, 'episodes': suite.episodes,
                'device': 'cpu', 'wall_s': round(time.monotonic() - began, 1), 'episodes_run': len(missing),
                'checkpoint': str(suite.folder) if suite.policy is None else None, **settings, 'policy': suite.policy,
                'rows': [_row(suite.name, task, records) for task, records in by_task.items()]}
     if suite.videos:
-        films = _films(by_task, out / 'videos')
-        _film(suite, films)
+        films = choose(by_task, out / 'videos', '.mp4')
+        run_again(_pool(suite, len(films)), _film_job, films, 'video')
         summary['videos'] = [str(film.path.relative_to(out)) for film in films]
     results.write_summary(summary)
     return summary
@@ -201,47 +197,6 @@ def _run(suite: Suite, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
     return as_they_end(_pool(suite, len(jobs)), _run_job, jobs)
 
 
-class _Film(NamedTuple):
-    job: Job
-    path: Path
-    note: str
-    score: float
-
-
-def _films(by_task: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> list[_Film]:
-    """The best, the median and the worst episode of every task, of fewer than three episodes each once."""
-    films = []
-    for task, records in by_task.items():
-        ranked = sorted(records, key=_rank)
-        last = len(ranked) - 1
-        names = {last: 'worst', **({len(ranked) // 2: 'median'} if last > 1 else {}), 0: 'best'}
-        for place, name in names.items():
-            record = ranked[place]
-            films.append(_Film((task, record['seed']), folder / f'{task}_{name}.mp4',
-                               f'{task}, {name} of {len(ranked)}: score {record["score"]:.1f}', record['score']))
-    return films
-
-
-def _film(suite: Suite, films: Sequence[_Film]) -> None:
-    """Run the episodes again and film them; one warning if any of them scores differently."""
-    pool = _pool(suite, len(films))
-    try:
-        futures = [pool.submit(_film_job, film.job, film.path, film.note) for film in films]
-        scores = [future.result() for future in tqdm(futures, unit='video')]
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-    differing = [f'{film.job[0]} seed {film.job[1]}' for film, score in zip(films, scores) if film.score != score]
-    if differing:
-        warnings.warn(f'filmed again, these episodes scored differently: {", ".join(differing)}; a result repeats exactly only '
-                      'on the same machine with the same libraries', stacklevel=2)
-
-
-def _rank(record: Mapping[str, Any]) -> tuple[float, int, int]:
-    """Sorts the best record first: the higher score, then the earlier end, then the smaller seed."""
-    reached_at = record['reached_at']
-    return -record['score'], record['ticks'] if reached_at is None else reached_at, record['seed']
-
-
 # ---- Results ---------------------------------------------------------------------------------------------------------
 
 
@@ -250,7 +205,6 @@ def _row(policy: str, task: str, records: Sequence[Mapping[str, Any]]) -> dict[s
     failures = [r['failure'] for r in records]
     displaced = [r['score'] for r in records if r['displaced'] is not None]
     reached = [r['reached_at'] for r in records if r['reached_at'] is not None]
-    latencies = [r['latency_ms'] for r in records if r['latency_ms']['p50'] is not None]
     return {'policy': policy, 'task': task, 'score': float(scores.mean()), 'ci95': list(mean_interval(scores)),
             'episodes': len(records), 'paper': PAPER[task],
             'legacy_score': float(np.mean([r['legacy_score'] for r in records])),
@@ -258,7 +212,7 @@ def _row(policy: str, task: str, records: Sequence[Mapping[str, Any]]) -> dict[s
             'reached_at_median': float(np.median(reached)) if reached else None,
             'displaced': len(displaced), 'displaced_score': float(np.mean(displaced)) if displaced else None,
             'ticks': sum(r['ticks'] for r in records), 'late_ticks': sum(r['late_ticks'] for r in records),
-            'latency_ms': {q: float(np.median([ms[q] for ms in latencies])) if latencies else None for q in ('p50', 'p99')}}
+            'latency_ms': median_quantiles([r['latency_ms'] for r in records])}
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:

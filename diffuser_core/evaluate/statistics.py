@@ -1,10 +1,12 @@
-"""Confidence intervals of learned results."""
+"""Confidence intervals and latencies over episodes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
-__all__ = ['mean_interval']
+__all__ = ['mean_interval', 'median_quantiles']
 
 
 def mean_interval(values: np.ndarray, confidence: float = 0.95, resamples: int = 10_000) -> tuple[float, float]:
@@ -15,3 +17,9 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95, resamples: int =
     draws = np.random.default_rng(0).integers(0, len(values), (resamples, len(values)))
     low, high = np.percentile(values[draws].mean(axis=1), [50 * (1 - confidence), 50 * (1 + confidence)])
     return float(low), float(high)
+
+
+def median_quantiles(times: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Medians over episodes of each episode's 'p50' and 'p99'; None if there is none with times."""
+    known = {q: [value for episode in times if (value := episode[q]) is not None] for q in ('p50', 'p99')}
+    return {q: float(np.median(values)) if values else None for q, values in known.items()}
