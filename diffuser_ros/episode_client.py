@@ -56,7 +56,7 @@ class EpisodeClient(Node):
         return answer.result()
 
     def _call_until_accepted(self, client: Any, request: Any, patience: float, complaint: str) -> Any:
-        """Offer a request for `patience` [s] until it is answered with success; EpisodeError, `complaint` and the reason, if not."""
+        """Offer a request for `patience` [s] until it succeeds; EpisodeError, `complaint` and the reason, if it does not."""
         deadline = time.monotonic() + patience
         while True:
             answer = self._call(client, request)
@@ -73,8 +73,8 @@ C = TypeVar('C', bound=EpisodeClient)
 
 
 def run_client(name: str, args: list[str] | None, make: Callable[[], C], work: Callable[[C], Callable[[], None]]) -> int:
-    """Make a node and let `work` run with it; what that returns is called when ROS is shut down. Returns the exit code: 0, 1 after
-    one sentence on stderr, or 130 if it was interrupted."""
+    """Make a node and let `work` run with it; what that returns is called when ROS is shut down. Returns the exit code: 0, 1
+    after one sentence on stderr, or 130 if it was interrupted."""
     # rclpy's own handler, installed next, closes ROS on SIGINT; a KeyboardInterrupt could strike inside its C++ code.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -1,7 +1,7 @@
 """Runs seeded episodes of a Gymnasium robot through the bridge, driven by the planner, at random, or by whoever commands it.
 
-For every episode: reset the planner and the bridge, set the goal, follow until the bridge says that the episode is over, and append
-its record to `episodes.jsonl`. At the end, a summary and a video of the first episode.
+For every episode: reset the planner and the bridge, set the goal, follow until the bridge says that the episode is over, and
+append its record to `episodes.jsonl`. At the end, a summary and a video of the first episode.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ RECORDING = '.episode.npz'
 
 
 class RandomDriver:
-    """Answers every state of an episode with an action drawn evenly from [low, high] (actions,); [-1, 1] where there is no limit."""
+    """Answers every state of an episode with an action from [low, high] (actions,), drawn evenly; -1 and 1 where there is no limit."""
 
     def __init__(self, names: list[str], low: np.ndarray, high: np.ndarray, seed: int) -> None:
         self._names = names
@@ -89,16 +89,17 @@ class GymEpisodeNode(EpisodeClient):
         parameter = self._parameter
         env = parameter('env', '', "id of the bridge's environment")
         kwargs = parameter('kwargs', '', 'its arguments as YAML or JSON')
-        numbers = parameter('episodes', 1, 'episodes to run'), parameter('seed', 0, 'seed of the first episode; the others follow')
+        episodes = parameter('episodes', 1, 'episodes to run')
+        seed = parameter('seed', 0, 'seed of the first episode; the others follow')
         driver = parameter('driver', 'planner', 'who drives: ' + '; '.join(f"'{name}': {who}" for name, who in DRIVERS.items()))
-        goal = parameter('goal', '', "goal 'x, y' [m] of every episode, for the planner and the rewards; empty: the environment's own")
+        goal = parameter('goal', '', "goal 'x, y' [m] of every episode, for planner and rewards; empty: the environment's own")
         out = parameter('out', 'runs/gym', 'folder for summary.json, episodes.jsonl and episode.mp4')
         video = parameter('video', False, 'make a video of the first episode')
         realtime = parameter('realtime', True, 'whether the bridge follows the clock')
         command = parameter('command', '', 'what the summary names as the command that was run; empty: this process')
         try:
-            return GymSettings(env, parse_kwargs(kwargs), *numbers, driver, parse_goal(goal), Path(out).expanduser(), video, realtime,
-                               command or shlex.join(sys.argv))
+            return GymSettings(env, parse_kwargs(kwargs), episodes, seed, driver, parse_goal(goal), Path(out).expanduser(), video,
+                               realtime, command or shlex.join(sys.argv))
         except ValueError as error:
             raise EpisodeError(str(error)) from error
 
@@ -191,7 +192,8 @@ class GymEpisodeNode(EpisodeClient):
     def _random_driver(self, seed: int) -> RandomDriver:
         answer = self._call(self._ask_bridge, GetParameters.Request(names=['action_names', 'action_low', 'action_high']))
         names, low, high = answer.values
-        return RandomDriver(list(names.string_array_value), np.array(low.double_array_value), np.array(high.double_array_value), seed)
+        return RandomDriver(list(names.string_array_value), np.array(low.double_array_value), np.array(high.double_array_value),
+                            seed)
 
     def _follow(self, number: int) -> None:
         """Spin until the episode is over."""
@@ -236,7 +238,8 @@ def _run(node: GymEpisodeNode) -> Callable[[], None]:
         (settings.out / name).unlink(missing_ok=True)
     if settings.video:
         check_drawing(settings.env, settings.kwargs)
-    print(f'{settings.env}, {settings.episodes} episode(s) from seed {settings.seed}, driven by {DRIVERS[settings.driver]}', flush=True)
+    print(f'{settings.env}, {settings.episodes} episode(s) from seed {settings.seed}, driven by {DRIVERS[settings.driver]}',
+          flush=True)
     began = time.monotonic()
     episodes = node.run()
     wall_s, device = time.monotonic() - began, node.device()

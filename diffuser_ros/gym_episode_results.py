@@ -16,7 +16,8 @@ from diffuser_core.evaluate.recording import write_json
 
 __all__ = ['DRIVERS', 'GymEpisode', 'GymSettings', 'describe', 'parse_goal', 'write_summary']
 
-DRIVERS = {'planner': 'the planner node', 'random': 'actions drawn evenly from the action space', 'external': 'whoever publishes on command'}
+DRIVERS = {'planner': 'the planner node', 'random': 'actions drawn evenly from the action space',
+           'external': 'whoever publishes on command'}
 """Who drives, for people."""
 
 
@@ -90,8 +91,8 @@ def describe(record: Mapping[str, Any]) -> str:
     latency = record['latency_ms']
     planner = '' if latency['p50'] is None else \
         f'; {record["replans"]} plans, latency p50 {latency["p50"]:.1f} ms, p99 {latency["p99"]:.1f} ms, {record["late_ticks"]} late'
-    odd = ''.join(f', {record[name]} {what}' for name, what in (('timeouts', 'steps without a command'), ('refused', 'commands refused'),
-                                                              ('clipped', 'values clipped')) if record[name])
+    counted = {'timeouts': 'steps without a command', 'refused': 'commands refused', 'clipped': 'values clipped'}
+    odd = ''.join(f', {record[name]} {what}' for name, what in counted.items() if record[name])
     return f'seed {record["seed"]}, return {record["episode_return"]:.2f}{score}, {record["ticks"]} steps{odd}{planner}'
 
 

@@ -36,12 +36,12 @@ def check_drawing(env: str, kwargs: Mapping[str, Any]) -> None:
             robot.close()
     except Exception as error:  # OpenGL's libraries fail with errors of many kinds
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RecordingError(f'no pictures of {env!r} can be drawn here; do without the video, or install EGL (libegl1) or OSMesa '
-                             f'(libosmesa6, MUJOCO_GL=osmesa): {said}') from error
+        raise RecordingError(f'no pictures of {env!r} can be drawn here; do without the video, or install EGL (libegl1) or '
+                             f'OSMesa (libosmesa6, MUJOCO_GL=osmesa): {said}') from error
 
 
 def write_episode_video(path: Path, recording: Recording) -> None:
-    """Run the recording again and write it as MP4 (H.264, yuv420p), in one step; RecordingError if it does not end where it did."""
+    """Run the recording again and write it as MP4 (H.264, yuv420p), in one step; RecordingError if it ends elsewhere."""
     import imageio.v2
 
     robot = _drawing_robot(recording.env, recording.kwargs)
@@ -49,8 +49,9 @@ def write_episode_video(path: Path, recording: Recording) -> None:
         state = robot.reset(recording.seed, recording.goal)
         every = max(1, round(1.0 / (FRAMES_PER_SECOND * robot.dt)))
         with replacing(path) as fresh:
-            writer = imageio.v2.get_writer(fresh, fps=1.0 / (every * robot.dt), codec='libx264', pixelformat='yuv420p', quality=7,
-                                           macro_block_size=2, output_params=['-movflags', '+faststart'])
+            writer = imageio.v2.get_writer(
+                fresh, fps=1.0 / (every * robot.dt), codec='libx264', pixelformat='yuv420p', quality=7, macro_block_size=2,
+                output_params=['-movflags', '+faststart'])
             with writer:
                 writer.append_data(robot.render())
                 for step, action in enumerate(recording.actions, start=1):
@@ -58,8 +59,8 @@ def write_episode_video(path: Path, recording: Recording) -> None:
                     if step % every == 0:
                         writer.append_data(robot.render())
             if not np.array_equal(state, recording.last):
-                raise RecordingError(f'{recording.env!r} went another way when the episode of seed {recording.seed} was run again: '
-                                     'no video of it can be made')
+                raise RecordingError(f'{recording.env!r} went another way when the episode of seed {recording.seed} was run '
+                                     'again: no video of it can be made')
     except EnvError as error:
         raise RecordingError(str(error)) from error
     finally:
