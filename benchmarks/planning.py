@@ -2,8 +2,9 @@
 
     python benchmarks/planning.py [--threads 1] [--repeats 10] [--cases maze2d-umaze hopper ...] [--out runs/benchmark/planning]
 
-Weights are random: the time does not depend on them. 'same' rows run the same weights and levels as the original; 'ours' rows are
-plans as we make them: the small network, two or three strided steps from the last plan, guided with 64 or 8 candidates.
+'same' rows run the same weights, levels and noise as the original; the weights are random, for the time does not depend on them.
+'ours' rows are plans as we make them, from the last plan in one to three strided steps: with the shipped planner of the task, or
+where none is shipped (Hopper) with a small network of random weights, guided with 64 or 8 candidates.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from diffuser_core.normalize import Normalizer
 from diffuser_core.planner import Planner, Sampling
 from diffuser_core.sampler import Denoiser, Guidance, denoise
 from diffuser_core.schedule import NoiseSchedule
+from diffuser_core.shipped import checkpoint_folder
 from diffuser_core.trajectory import Channels
 from diffuser_core.unet import TemporalUNet, UNetConfig
 from diffuser_core.value_network import ValueConfig, ValueNetwork
@@ -56,6 +58,7 @@ class Case:
     clip: bool = True
     goal: bool = True
     guided: bool = False
+    shipped: str | None = None
     timed: int | None = None
 
     @property
@@ -65,10 +68,11 @@ class Case:
 
 
 CASES = {case.name: case for case in (
-    Case('maze2d-umaze', 6, 2, 128, 64, UNetConfig(32, (1, 4, 8))),
-    Case('maze2d-large', 6, 2, 384, 256, UNetConfig(32, (1, 4, 8))),
+    Case('maze2d-umaze', 6, 2, 128, 64, UNetConfig(32, (1, 4, 8)), shipped='maze2d_umaze'),
+    Case('maze2d-large', 6, 2, 384, 256, UNetConfig(32, (1, 4, 8)), shipped='maze2d_large'),
     Case('hopper', 14, 3, 32, 20, UNetConfig(32, (1, 2, 4, 8)), batch=64, clip=False, goal=False, guided=True),
-    Case('kuka', 39, 0, 128, 1000, UNetConfig(128, (1, 2, 4, 8), attention=True), prediction='epsilon', timed=20),
+    Case('kuka', 39, 0, 128, 1000, UNetConfig(128, (1, 2, 4, 8), attention=True), prediction='epsilon', shipped='kuka_stack',
+         timed=20),
 )}
 
 
@@ -84,8 +88,10 @@ def timed(calls: dict[str, Call], repeats: int, factor: float = 1.0) -> dict[str
     return {name: {'p50': float(np.percentile(t, 50)), 'p99': float(np.percentile(t, 99))} for name, t in times.items()}
 
 
-def planner_for(case: Case, backend: str, horizon: int | None = None) -> Planner:
-    """A planner with the small network and this case's channels."""
+def planner_for(case: Case, backend: str, horizon: int | None = None, *, shipped: bool = False) -> Planner:
+    """A planner with the small network and this case's channels, or the shipped one if there is one."""
+    if shipped and case.shipped is not None:
+        return Planner.from_checkpoint(checkpoint_folder(case.shipped), backend=backend)
     torch.manual_seed(0)
     names = tuple(f'c{n}' for n in range(case.channels))
     checkpoint = Checkpoint(TemporalUNet(case.channels, SMALL).state_dict(), SMALL, DiffusionConfig(levels=64),
@@ -124,14 +130,16 @@ def same_and_ours(case: Case, backends: list[str], repeats: int) -> list[dict]:
         return call
 
     def ours(backend: str, steps: int, count: int) -> Call:
-        planner = planner_for(case, backend)
+        planner = planner_for(case, backend, shipped=True)
         guide = None
         if case.guided:
             gradient = value_gradient(judge, backend, CPU, levels=planner.checkpoint.diffusion.levels)
             guide = 0.1 * ValueGuide(judge, planner.checkpoint.normalizer, gradient=gradient)
-        state, goal = observation.numpy().astype(np.float64), planner.conditions()
+        middle = dict(zip(planner.channels.names, planner.checkpoint.normalizer.offset.tolist()))
+        state, goal = planner.channels.vector(middle), planner.conditions()
         if case.goal:
-            goal = goal.known(-1, planner.channels, dict.fromkeys(planner.channels.observations, 0.0))
+            known = planner.checkpoint.goal or planner.channels.names
+            goal = goal.known(-1, planner.channels, {name: middle[name] for name in known})
         options = Sampling(rule='score', warm_steps=steps)
         last = planner.plan(state, goal)
         return lambda: planner.plan(state, goal, warm_start=last, guide=guide, count=count, sampling=options)
@@ -143,7 +151,7 @@ def same_and_ours(case: Case, backends: list[str], repeats: int) -> list[dict]:
     for name, ms in results.items():
         rows.append({'case': f'{case.name} {name.split()[0]}', 'backend': name.split()[-1] if ' ' in name else 'eager', 'ms': ms,
                      'baseline_ms': results['original'], 'ratio': results['original']['p50'] / ms['p50']})
-    settings = [(3, case.batch), (2, min(8, case.batch))]
+    settings = [(3, case.batch), (2, min(8, case.batch)), *([] if case.guided else [(1, 1)])]
     calls = {f'ours {steps}x{count} {b}': ours(b, steps, count) for b in ('traced', 'openvino') for steps, count in settings}
     for name, ms in timed(calls, max(50, repeats)).items():
         what, backend = name.rsplit(' ', 1)

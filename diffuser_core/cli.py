@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from diffuser_core.envs.maze_layout import LAYOUTS
 from diffuser_core.envs.stacking_tasks import TASKS
@@ -65,28 +66,45 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
 
     evaluate = verbs.add_parser('evaluate', help='score a checkpoint or a baseline; continues an interrupted run')
-    evaluate.add_argument('suite', choices=['stacking'])
-    evaluate.add_argument('--checkpoint', type=Path, default=None, help='default: the shipped one')
-    evaluate.add_argument('--policy', default=None, help="a baseline in the planner's place: 'demonstrator', or a file such as "
+    suites = evaluate.add_subparsers(dest='suite', required=True, metavar='stacking | maze2d')
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument('--checkpoint', type=Path, default=None, help='default: the shipped one')
+    common.add_argument('--episodes', type=int, default=100, help='of each task')
+    common.add_argument('--seed-start', type=int, default=0, help='seeds below 10000 are for evaluation')
+    common.add_argument('--workers', type=int, default=None, help='processes; default: one a core')
+    common.add_argument('--steps', type=int, default=None, help='denoising steps of a plan from pure noise')
+    common.add_argument('--warm-steps', type=int, default=None, help='denoising steps of a warm-started plan')
+    common.add_argument('--warm-level', type=float, default=None, help='share of the levels a warm start is noised up to')
+    common.add_argument('--out', type=Path, default=None, help='default: runs/evaluate/<suite>, of a baseline <suite>_<policy>')
+
+    stacking = suites.add_parser('stacking', parents=[common], help='block stacking, Table 3 of the paper')
+    stacking.add_argument('--policy', default=None, help="a baseline in the planner's place: 'demonstrator', or a file such as "
                           'runs/baselines/bc/policy.pt')
-    evaluate.add_argument('--task', choices=['all', *TASKS], default='all')
-    evaluate.add_argument('--episodes', type=int, default=100, help='of each task')
-    evaluate.add_argument('--seed-start', type=int, default=0, help='seeds below 10000 are for evaluation')
-    evaluate.add_argument('--workers', type=int, default=None, help='processes; default: one a core')
-    evaluate.add_argument('--steps', type=int, default=None, help='denoising steps of a plan from pure noise')
-    evaluate.add_argument('--warm-steps', type=int, default=None, help='denoising steps of a warm-started plan')
-    evaluate.add_argument('--warm-level', type=float, default=None, help='share of the levels a warm start is noised up to')
-    evaluate.add_argument('--commit', type=int, default=None, help='plan steps for which the motion of the last plan is kept')
-    evaluate.add_argument('--classifier', type=Path, default=None,
+    stacking.add_argument('--task', choices=['all', *TASKS], default='all')
+    stacking.add_argument('--commit', type=int, default=None, help='plan steps for which the motion of the last plan is kept')
+    stacking.add_argument('--classifier', type=Path, default=None,
                           help='guide plans by this classifier in place of the goal at their end')
-    evaluate.add_argument('--keep-goal', action='store_true', help='with --classifier: give the goal as well')
-    evaluate.add_argument('--displace', type=float, default=0.0, metavar='METRES',
+    stacking.add_argument('--keep-goal', action='store_true', help='with --classifier: give the goal as well')
+    stacking.add_argument('--displace', type=float, default=0.0, metavar='METRES',
                           help='move a block by this much in the middle of every episode')
-    evaluate.add_argument('--videos', action='store_true', help='film the best, median and worst episode of each task')
-    evaluate.add_argument('--through-ros', action='store_true', help='through bridge and planner node, in lock-step')
-    evaluate.add_argument('--realtime', action='store_true', help='with --through-ros: by the clock')
-    evaluate.add_argument('--out', type=Path, default=None, help='default: runs/evaluate/<suite>, of a baseline <suite>_<policy>')
-    evaluate.set_defaults(run=_evaluate)
+    stacking.add_argument('--videos', action='store_true', help='film the best, median and worst episode of each task')
+    stacking.add_argument('--through-ros', action='store_true', help='through bridge and planner node, in lock-step')
+    stacking.add_argument('--realtime', action='store_true', help='with --through-ros: by the clock')
+    stacking.set_defaults(run=_evaluate_stacking)
+
+    mazes = suites.add_parser('maze2d', parents=[common], help='Maze2D and Multi2D, Table 1 of the paper')
+    mazes.add_argument('--size', choices=['all', *LAYOUTS], default='all')
+    mazes.add_argument('--multi-task', choices=['no', 'yes', 'both'], default='both',
+                       help="yes: Multi2D, a goal drawn in every episode; no: Maze2D, the maze's own")
+    mazes.add_argument('--policy', default=None, help="a baseline in the planner's place: 'waypoint' (D4RL's controller), "
+                       "'waypoint-data' (our demonstrator), 'random', or a file such as runs/baselines/maze2d_umaze_bc/policy.pt")
+    mazes.add_argument('--execution', choices=['states', 'actions', 'paper'], default='states',
+                       help='plans are tracked, their forces applied as they are, or one plan followed as in the paper')
+    mazes.add_argument('--replan-every', type=int, default=5, metavar='TICKS', help='control ticks of 10 ms between two plans')
+    mazes.add_argument('--candidates', type=int, default=8, help='plans drawn at the start, of which the fastest is taken')
+    mazes.add_argument('--backend', default='traced', help='how the network is executed: traced, openvino, ...')
+    mazes.add_argument('--pictures', action='store_true', help='draw the best, median and worst episode of each task')
+    mazes.set_defaults(run=_evaluate_mazes)
 
     inspect = verbs.add_parser('inspect', help='say what a checkpoint is')
     inspect.add_argument('checkpoint', type=Path)
@@ -125,18 +143,23 @@ def _train(options: argparse.Namespace) -> None:
         print(json.dumps(train_stacking_classifier(judge, load_stacking(judge.data), options.command), indent=2))
         return
     config = load_config(TrainConfig, options.config, options.overrides)
-    data = load_training_data(config.data.path)
+    data = load_training_data(config.data.path, whole=config.data.whole_episodes)
     out = options.out or Path('runs/train') / config.name
     summary = Trainer(config, data, out, device=options.device, command=options.command).run()
     print(json.dumps(summary, indent=2))
 
 
-def _evaluate(options: argparse.Namespace) -> None:
+def _sampling(options: argparse.Namespace) -> dict[str, Any]:
+    """The denoising settings that were given."""
+    given = {'steps': options.steps, 'warm_steps': options.warm_steps, 'warm_level': options.warm_level}
+    return {k: v for k, v in given.items() if v is not None}
+
+
+def _evaluate_stacking(options: argparse.Namespace) -> None:
     from diffuser_core.envs.stacking_policy import StackingPolicy
     from diffuser_core.evaluate.stacking import Suite, evaluate, format_rows
     from diffuser_core.planner import Sampling
-    given = {'steps': options.steps, 'warm_steps': options.warm_steps, 'warm_level': options.warm_level}
-    chosen = {k: v for k, v in given.items() if v is not None}
+    chosen = _sampling(options)
     if options.realtime and not options.through_ros:
         raise ValueError('--realtime needs --through-ros: without ROS there is no clock')
     if options.through_ros and (chosen or options.commit is not None or options.workers is not None):
@@ -154,6 +177,20 @@ def _evaluate(options: argparse.Namespace) -> None:
         ros=('realtime' if options.realtime else 'lock-step') if options.through_ros else None)
     out = options.out or Path('runs/evaluate') / (options.suite if options.policy is None else f'{options.suite}_{suite.name}')
     print(format_rows(evaluate(suite, out, options.command)['rows']))
+
+
+def _evaluate_mazes(options: argparse.Namespace) -> None:
+    from diffuser_core.evaluate.mazes import MAZE_TASKS, MazeSuite, evaluate_mazes, format_maze_rows
+    from diffuser_core.planner import Sampling
+    sizes = tuple(LAYOUTS) if options.size == 'all' else (options.size,)
+    kinds = {'no': (False,), 'yes': (True,), 'both': (False, True)}[options.multi_task]
+    suite = MazeSuite(
+        tasks=tuple(task for task, (size, multi) in MAZE_TASKS.items() if size in sizes and multi in kinds),
+        checkpoint=options.checkpoint, policy=options.policy, episodes=options.episodes, seed_start=options.seed_start,
+        execution=options.execution, replan_every=options.replan_every, candidates=options.candidates, workers=options.workers,
+        sampling=Sampling(**_sampling(options)), backend=options.backend)
+    out = options.out or Path('runs/evaluate') / ('maze2d' if options.policy is None else f'maze2d_{suite.name}')
+    print(format_maze_rows(evaluate_mazes(suite, out, options.command, pictures=options.pictures)['rows']))
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -196,12 +197,19 @@ class Planner:
 
     def candidates(self, observation: np.ndarray, conditions: Conditions | None = None, *, count: int,
                    guide: Guide | None = None, warm_start: Plan | None = None, sampling: Sampling = DEFAULT_SAMPLING,
-                   t0: float = 0.0, budget: float | None = None) -> list[Plan]:
-        """`count` independent plans in one batch; arguments as for `plan`."""
+                   t0: float = 0.0, budget: float | None = None,
+                   watch: Callable[[int, np.ndarray], None] | None = None) -> list[Plan]:
+        """`count` independent plans in one batch; arguments as for `plan`.
+
+        watch  called before every denoising step with its level i and the trajectories there, and at the end with -1 and the
+               clean ones, (count, horizon, channels) in physical units: for pictures. Not with the backend 'cudagraph'.
+        """
         time_left = None if budget is None else Budget(budget)
         if time_left is not None and self._graphs is not None:
             raise ValueError("the backend 'cudagraph' always runs its loop to the end and takes no budget; ask for fewer steps, "
                              "or use the backend 'traced'")
+        if watch is not None and self._graphs is not None:
+            raise ValueError("the backend 'cudagraph' runs its loop as a whole and cannot be watched; use the backend 'traced'")
         if count < 1:
             raise ValueError(f'at least one candidate is needed, got {count}')
         conditions = self.conditions() if conditions is None else conditions
@@ -223,7 +231,7 @@ class Planner:
         task = _Task(count, tuple(visited), warm_start is not None, bool(wanted.any()), sampling)
         inputs = torch.from_numpy(np.stack(rows).astype(np.float32))
         if self._graphs is None:
-            physical, drawn = self._draw(task, guide, inputs.to(self.device), time_left)
+            physical, drawn = self._draw(task, guide, inputs.to(self.device), time_left, self._seen_by(watch, horizon))
         else:
             physical, drawn = self._replayed(self._graphs, task, guide, inputs)
         values = physical[:, :horizon].double().cpu().numpy()
@@ -234,8 +242,14 @@ class Planner:
         return [Plan(row, self.channels, t0, self.step_dt, provenance)
                 for row, provenance in zip(values, self._provenance(drawn, visited, task.warm, count))]
 
-    def _draw(self, task: _Task, guide: Guide | None, inputs: torch.Tensor, budget: Budget | None = None) \
-            -> tuple[torch.Tensor, Denoised]:
+    def _seen_by(self, watch: Callable[[int, np.ndarray], None] | None, horizon: int) \
+            -> Callable[[int, torch.Tensor], None] | None:
+        if watch is None:
+            return None
+        return lambda i, x: watch(i, self._normalizer.denormalize(x)[:, :horizon].double().cpu().numpy())
+
+    def _draw(self, task: _Task, guide: Guide | None, inputs: torch.Tensor, budget: Budget | None = None,
+              watch: Callable[[int, torch.Tensor], None] | None = None) -> tuple[torch.Tensor, Denoised]:
         """Trajectories (count, horizon, channels) in physical units, and how they came about.
 
         `inputs` (3 or 4, horizon, channels): known and wanted values, which are known, weights of the wanted ones, the earlier
@@ -254,7 +268,8 @@ class Planner:
         soft = SoftKnown(normal, weights, sampling.through) if task.soft else None
         with torch.no_grad():
             drawn = denoise(self._denoiser, start, task.visited, normal, mask, self._generator, sampling.eta,
-                            solver=sampling.solver, guidance=guidance, soft=soft, resample=sampling.resample, budget=budget)
+                            solver=sampling.solver, guidance=guidance, soft=soft, resample=sampling.resample, budget=budget,
+                            watch=watch)
             physical = self._normalizer.denormalize(drawn.clean)
         return physical, drawn
 

@@ -123,12 +123,14 @@ def noised_start(plan: torch.Tensor, i: int, schedule: NoiseSchedule, noise: tor
 
 def denoise(denoiser: Denoiser, start: torch.Tensor, levels: Sequence[int], known: torch.Tensor, mask: torch.Tensor,
             generator: torch.Generator, eta: float = 0.0, *, solver: str = 'ddim', guidance: Guidance | None = None,
-            soft: SoftKnown | None = None, resample: int = 0, budget: Budget | None = None) -> Denoised:
+            soft: SoftKnown | None = None, resample: int = 0, budget: Budget | None = None,
+            watch: Callable[[int, torch.Tensor], None] | None = None) -> Denoised:
     """Clean trajectories from `start` (batch, horizon, channels) at level `levels[0]`, visiting `levels` downwards.
 
     `known` and `mask` (horizon, channels) are written in before every network call and at the end. `eta` 0 adds no noise on the
     way. `resample` times a level, the result is noised back and the level repeated, which reconciles known and sampled entries
     (Lugmayr et al. 2022). With a `budget`, the level that would overrun it is not begun and the last estimate is returned.
+    `watch` is called with every level i and the trajectories there, and at the end with -1 and the clean ones.
     """
     if solver not in SOLVERS:
         raise ValueError(f'unknown solver {solver!r}; there are {", ".join(SOLVERS)}')
@@ -139,8 +141,12 @@ def denoise(denoiser: Denoiser, start: torch.Tensor, levels: Sequence[int], know
     for n, i in enumerate(levels):
         last = n + 1 == len(levels)
         for repeat in range(1 if last else resample + 1):
+            if watch is not None:
+                watch(i, x)
             clean, x = loop.estimate(x, n)
             if last or budget is not None and not budget.another():
+                if watch is not None:
+                    watch(-1, clean)
                 return Denoised(clean, list(levels[:n + 1]), loop.values)
             lower = loop.step(x, clean, n)
             x = lower if repeat == resample else loop.noised_back(lower, n)

@@ -56,7 +56,7 @@ class EpisodeClient(Node):
         return answer.result()
 
     def _call_until_accepted(self, client: Any, request: Any, patience: float, complaint: str) -> Any:
-        """Offer a request for `patience` [s] until it succeeds; EpisodeError, `complaint` and the reason, if it does not."""
+        """Offer a request for `patience` [s] until it is accepted; EpisodeError, `complaint` and the reason, if it is not."""
         deadline = time.monotonic() + patience
         while True:
             answer = self._call(client, request)

@@ -43,7 +43,7 @@ RECORDING = '.episode.npz'
 
 
 class RandomDriver:
-    """Answers every state of an episode with an action from [low, high] (actions,), drawn evenly; -1 and 1 where there is no limit."""
+    """Answers every state with an action drawn evenly from [low, high] (actions,); [-1, 1] where there is no limit."""
 
     def __init__(self, names: list[str], low: np.ndarray, high: np.ndarray, seed: int) -> None:
         self._names = names
@@ -92,7 +92,7 @@ class GymEpisodeNode(EpisodeClient):
         episodes = parameter('episodes', 1, 'episodes to run')
         seed = parameter('seed', 0, 'seed of the first episode; the others follow')
         driver = parameter('driver', 'planner', 'who drives: ' + '; '.join(f"'{name}': {who}" for name, who in DRIVERS.items()))
-        goal = parameter('goal', '', "goal 'x, y' [m] of every episode, for planner and rewards; empty: the environment's own")
+        goal = parameter('goal', '', "goal 'x, y' [m] of every episode, also for the rewards; empty: the environment's own")
         out = parameter('out', 'runs/gym', 'folder for summary.json, episodes.jsonl and episode.mp4')
         video = parameter('video', False, 'make a video of the first episode')
         realtime = parameter('realtime', True, 'whether the bridge follows the clock')
@@ -192,8 +192,8 @@ class GymEpisodeNode(EpisodeClient):
     def _random_driver(self, seed: int) -> RandomDriver:
         answer = self._call(self._ask_bridge, GetParameters.Request(names=['action_names', 'action_low', 'action_high']))
         names, low, high = answer.values
-        return RandomDriver(list(names.string_array_value), np.array(low.double_array_value), np.array(high.double_array_value),
-                            seed)
+        limits = [np.array(value.double_array_value) for value in (low, high)]
+        return RandomDriver(list(names.string_array_value), limits[0], limits[1], seed)
 
     def _follow(self, number: int) -> None:
         """Spin until the episode is over."""

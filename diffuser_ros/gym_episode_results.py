@@ -90,9 +90,10 @@ def describe(record: Mapping[str, Any]) -> str:
     score = '' if record['score'] is None else f', score {record["score"]:.1f}'
     latency = record['latency_ms']
     planner = '' if latency['p50'] is None else \
-        f'; {record["replans"]} plans, latency p50 {latency["p50"]:.1f} ms, p99 {latency["p99"]:.1f} ms, {record["late_ticks"]} late'
-    counted = {'timeouts': 'steps without a command', 'refused': 'commands refused', 'clipped': 'values clipped'}
-    odd = ''.join(f', {record[name]} {what}' for name, what in counted.items() if record[name])
+        (f'; {record["replans"]} plans, latency p50 {latency["p50"]:.1f} ms, p99 {latency["p99"]:.1f} ms, '
+         f'{record["late_ticks"]} late')
+    counted = (('timeouts', 'steps without a command'), ('refused', 'commands refused'), ('clipped', 'values clipped'))
+    odd = ''.join(f', {record[name]} {what}' for name, what in counted if record[name])
     return f'seed {record["seed"]}, return {record["episode_return"]:.2f}{score}, {record["ticks"]} steps{odd}{planner}'
 
 

@@ -225,7 +225,7 @@ class PlannerNode(Node):
             latency = 1e3 * (self._commander.last.sent - state.arrival)
             if decision.plan is not None:
                 counts.latencies.append(latency)
-            counts.late += overdue or latency > 1e3 * self._period
+            counts.late += not self._settings.lock_step and (overdue or latency > 1e3 * self._period)
         before = self._stats.reason
         self._stats = PlannerStats(
             header=Header(stamp=self._stamp()), goal_id=self._goal_id, tick=counts.ticks, replans=self._policy.replans,

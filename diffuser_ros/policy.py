@@ -11,6 +11,8 @@ import torch
 
 from diffuser_core.checkpoint import Checkpoint
 from diffuser_core.envs.kuka_kinematics import JOINT_NAMES, inverse_kinematics
+from diffuser_core.envs.maze_layout import CHANNELS as MAZE_CHANNELS
+from diffuser_core.envs.maze_policy import MazeGoal, MazePolicy
 from diffuser_core.envs.stacking import BLOCKS, CHANNELS
 from diffuser_core.envs.stacking_goal import StackingGoal
 from diffuser_core.envs.stacking_policy import StackingPolicy
@@ -79,10 +81,21 @@ def _stacking_policy(parameters: PlannerParameters, folder: Path) -> StackingPol
     return policy
 
 
-def _maze_policy(parameters: PlannerParameters, folder: Path) -> Policy:
-    from diffuser_core.envs.maze_policy import MazePolicy
+def _maze_policy(parameters: PlannerParameters, folder: Path) -> MazePolicy:
+    planner = Planner.from_checkpoint(folder, device=parameters.device, backend=parameters.backend)
+    sampling = Sampling(parameters.steps, parameters.warm_steps, parameters.warm_level)
+    policy = MazePolicy(planner, MazePolicy.maze_of(planner), sampling=sampling)
+    _warm_up_maze(policy)
+    return policy
 
-    return MazePolicy(Planner.from_checkpoint(folder, device=parameters.device, backend=parameters.backend))
+
+def _warm_up_maze(policy: MazePolicy) -> None:
+    """As `_warm_up`: the first plan of several candidates, and those from the last plan."""
+    start, end = policy.maze.free_cells[0], policy.maze.free_cells[-1]
+    observation = dict(zip(MAZE_CHANNELS, (*map(float, start), 0.0, 0.0)))
+    policy.set_goal(MazeGoal(*map(float, end)), observation)
+    for tick in range(3):
+        policy.act(observation, tick / 100)
 
 
 def _warm_up(policy: StackingPolicy) -> None:

@@ -23,3 +23,9 @@ def untrained_stacking(horizon: int = 16) -> Checkpoint:
     """An untrained checkpoint with the channels of the stacking robot."""
     from diffuser_core.envs.stacking_features import FEATURES, PLACES, UNITS
     return untrained(Channels(FEATURES, UNITS), PLACES, horizon, 1 / 12)
+
+
+def untrained_maze(horizon: int = 16) -> Checkpoint:
+    """An untrained checkpoint with the channels of the ball in a maze."""
+    from diffuser_core.envs.maze_layout import CHANNELS, FORCES, UNITS
+    return untrained(Channels((*FORCES, *CHANNELS), ('1', '1', *UNITS), len(FORCES)), CHANNELS, horizon, 0.04, reach=12.0)

@@ -34,7 +34,16 @@ def properties_trained(lines, folder):
         assert made['steps'] == 3 and made['command'] == 'python examples/properties.py train --steps 3'
 
 
-RUNS = {'guides.py': [((), guides)],
+def denoised(lines, folder):
+    from PIL import Image
+    assert lines[-1].startswith('7 pictures of 2 plans')
+    with Image.open(folder / 'denoising.gif') as animation, Image.open(folder / 'denoising.png') as still:
+        assert animation.n_frames == 7 and still.width == 4 * animation.width
+        assert (folder / 'denoising.gif').stat().st_size < 1e6
+
+
+RUNS = {'denoising.py': [(('--size', 'umaze', '--steps', '6', '--plans', '2'), denoised)],
+        'guides.py': [((), guides)],
         'properties.py': [(('show', '--seeds', '2'), properties_shown), (('train', '--steps', '3'), properties_trained)]}
 
 

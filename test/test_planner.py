@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffuser_core.conditions import Conditions
+from diffuser_core.guide_library import RewardGuide
 from diffuser_core.guides import Guide, GuideError
 from diffuser_core.planner import Planner, Sampling
 from diffuser_core.receding_horizon import RecedingHorizon, chunking_weights
@@ -251,6 +252,26 @@ def test_warming_up_changes_no_later_plan(planner):
     planner.reseed(1)
     planner.warm_up(horizon=10, count=3)
     assert np.array_equal(planner.plan(np.zeros(2)).values, plain)
+
+
+@pytest.mark.parametrize('options, context', [({}, 0), ({'count': 3}, 8), ({'count': 2, 'horizon': 12, 'guide': True}, 8)])
+def test_after_the_warm_up_nothing_is_compiled_any_more(options, context):
+    """OpenVINO compiles on the first sight of a shape; plans of the kind that was warmed up must not bring new ones."""
+    planner = Planner(untrained(CHANNELS, context=context), backend='openvino')
+    count, conditions = options.get('count', 1), planner.conditions(options.get('horizon'))
+    guide = RewardGuide(lambda states, actions: -states[..., 0].square().sum(1), CHANNELS) if options.get('guide') else None
+    graphs = [part for part in vars(planner._denoiser).values() if hasattr(part, '_requests')] or \
+        [cell.cell_contents for cell in planner._denoiser.network.__closure__ if hasattr(cell.cell_contents, '_requests')]
+    (compiled,) = (graph._requests for graph in graphs)
+    planner.warm_up(options.get('horizon'), count, guide=guide)
+    ready = set(compiled)
+    assert ready
+    plan = None
+    for _ in range(3):
+        plan = planner.candidates(np.zeros(2), conditions, count=count, guide=guide, warm_start=plan)[0]
+    assert set(compiled) == ready
+    planner.candidates(np.zeros(2), conditions, count=count + 1)
+    assert set(compiled) > ready  # what was not warmed up is seen here
 
 
 def test_values_beyond_the_training_data_are_warned_about_once_or_pulled_to_its_edge():

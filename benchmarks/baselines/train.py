@@ -1,7 +1,7 @@
-"""Train a baseline (behaviour cloning, BCQ or CQL of d3rlpy) on the stacking demonstrations.
+"""Train a baseline (behaviour cloning, BCQ, CQL or IQL of d3rlpy) on the data of a task.
 
 Runs from the project's root in an environment made of `requirements.txt`; see docs/baselines.md. Writes to `--out`:
-policy.pt (TorchScript: observation to action, for `diffuser_core evaluate stacking --policy`), summary.json, and model.pt with
+policy.pt (TorchScript: observation to action, for `diffuser_core evaluate ... --policy`), summary.json, and model.pt with
 progress.json, from which an interrupted run goes on.
 """
 
@@ -26,9 +26,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from diffuser_core.evaluate.baselines.encoding import ACTIONS, OBSERVATIONS, Transitions, load_transitions
+from diffuser_core.evaluate.baselines.encoding import Transitions, load_transitions
+from diffuser_core.evaluate.baselines.mazes import load_maze_transitions
 
-BATCH = {'bc': 256, 'bcq': 100, 'cql': 100}
+BATCH = {'bc': 256, 'bcq': 100, 'cql': 100, 'iql': 256}
 """Transitions of a gradient step. BCQ and CQL also draw 10 actions for each of them, so theirs are smaller."""
 ACTION_SAMPLES = 10
 HIDDEN = [256, 256]
@@ -38,12 +39,15 @@ SAVE_EVERY = 5000
 
 
 def build(name: str, data: Transitions, device: str) -> Any:
-    """The algorithm `name` (bc, bcq or cql) with d3rlpy's settings but for batch size, samples and normalised observations."""
+    """The algorithm `name`, one of `BATCH`, with d3rlpy's settings but for batch size, samples and normalised observations."""
     mean, std = data.observations.mean(axis=0), data.observations.std(axis=0)
     encoder = VectorEncoderFactory(hidden_units=HIDDEN)
     common = {'batch_size': BATCH[name], 'observation_scaler': StandardObservationScaler(mean=mean, std=np.maximum(std, 1e-3))}
     if name == 'bc':
         config: Any = d3rlpy.algos.BCConfig(learning_rate=3e-4, encoder_factory=encoder, **common)
+    elif name == 'iql':
+        config = d3rlpy.algos.IQLConfig(actor_encoder_factory=encoder, critic_encoder_factory=encoder, gamma=0.99,
+                                        value_encoder_factory=encoder, **common)
     else:
         common |= {'actor_encoder_factory': encoder, 'critic_encoder_factory': encoder, 'gamma': 0.99,
                    'n_action_samples': ACTION_SAMPLES}
@@ -52,7 +56,7 @@ def build(name: str, data: Transitions, device: str) -> Any:
         else:
             config = d3rlpy.algos.CQLConfig(**common)
     algorithm = config.create(device=device)
-    algorithm.create_impl((len(OBSERVATIONS),), len(ACTIONS))
+    algorithm.create_impl(data.observations.shape[1:], data.actions.shape[1])
     return algorithm
 
 
@@ -113,10 +117,11 @@ def train(name: str, data: Transitions, steps: int, out: Path, *, seed: int, dev
 def main() -> int:
     """Returns the exit code: 2 after a mistake of the user's, said in one line; 130 after an interrupt."""
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
-    parser.add_argument('algorithm', choices=['bc', 'bcq', 'cql'])
-    parser.add_argument('--data', type=Path, default=Path('runs/collect/kuka_stack'), help='what `collect kuka_stack` wrote')
+    parser.add_argument('algorithm', choices=list(BATCH))
+    parser.add_argument('--task', default='kuka_stack', help='kuka_stack, maze2d_umaze, maze2d_medium or maze2d_large')
+    parser.add_argument('--data', type=Path, default=None, help='what `collect` wrote; default: runs/collect/<task>')
     parser.add_argument('--steps', type=int, required=True, help='gradient steps in all')
-    parser.add_argument('--out', type=Path, default=None, help='default: runs/baselines/<algorithm>')
+    parser.add_argument('--out', type=Path, default=None, help='default: runs/baselines/<algorithm> or <maze>_<algorithm>')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, ...')
     parser.add_argument('--threads', type=int, default=1, help='CPU threads')
@@ -125,8 +130,11 @@ def main() -> int:
     try:
         if options.steps < 1:
             raise ValueError(f'at least one step is needed, got {options.steps}')
-        summary = train(options.algorithm, load_transitions(options.data), options.steps,
-                        options.out or Path('runs/baselines') / options.algorithm, seed=options.seed, device=options.device,
+        stacking = options.task == 'kuka_stack'
+        data = options.data or Path('runs/collect') / options.task
+        name = options.algorithm if stacking else f'{options.task}_{options.algorithm}'
+        summary = train(options.algorithm, load_transitions(data) if stacking else load_maze_transitions(data), options.steps,
+                        options.out or Path('runs/baselines') / name, seed=options.seed, device=options.device,
                         command=' '.join(['python', *sys.argv]))
     except KeyboardInterrupt:
         print('interrupted; the same command continues where it last saved', file=sys.stderr)

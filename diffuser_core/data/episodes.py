@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ['MINARI_PREFIX', 'EpisodeData', 'load_episodes']
+__all__ = ['MINARI_PREFIX', 'EpisodeData', 'load_episodes', 'segments_of']
+
+Episode = tuple[NDArray[Any], NDArray[Any], NDArray[np.int64] | None]
 
 MINARI_PREFIX = 'minari:'
 """A data path that begins so is the id of a data set installed on the machine."""
@@ -47,8 +49,10 @@ class EpisodeData:
         return len(self.bounds)
 
 
-def load_episodes(path: str | Path) -> EpisodeData:
+def load_episodes(path: str | Path, *, whole: bool = False) -> EpisodeData:
     """Load the only data set in the folder `path`, or 'minari:<id>', an installed one.
+
+    whole  whether every episode is one segment, whatever journeys it consists of
 
     FileNotFoundError if there is none; ValueError, naming the data set, if it is damaged or of a kind that cannot be used.
     """
@@ -58,7 +62,7 @@ def load_episodes(path: str | Path) -> EpisodeData:
     if text.startswith(MINARI_PREFIX):
         name = text.removeprefix(MINARI_PREFIX)
         try:
-            return _read(minari.load_dataset(name), name)
+            return _read(minari.load_dataset(name), name, whole)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f'the Minari data set {name} is not installed; "minari download {name}" fetches it') from error
@@ -69,23 +73,35 @@ def load_episodes(path: str | Path) -> EpisodeData:
     name = str(found[0].relative_to(folder))
     with _datasets_path(folder):
         try:
-            return _read(minari.load_dataset(name), str(found[0]))
+            return _read(minari.load_dataset(name), str(found[0]), whole)
         except (OSError, KeyError) as error:
             raise ValueError(f'the data set {found[0]} is damaged: {error}') from error
 
 
-def _read(dataset: Any, where: str) -> EpisodeData:
+def _read(dataset: Any, where: str, whole: bool) -> EpisodeData:
+    def episodes() -> Iterator[Episode]:
+        for episode in dataset.iterate_episodes():
+            journeys = None if whole else (episode.infos or {}).get('journey')
+            yield _flat(episode.observations, where), np.asarray(episode.actions), journeys
+
+    rows, bounds, fingerprint = segments_of(episodes(), where)
+    actions_dim = int(np.prod(dataset.action_space.shape))
+    channels, units, tick_dt = _describe(dataset, actions_dim, rows.shape[1] - actions_dim, where)
+    return EpisodeData(rows, bounds, channels, units, actions_dim, tick_dt, fingerprint)
+
+
+def segments_of(episodes: Iterable[Episode], where: str) -> tuple[NDArray[np.float32], NDArray[np.int64], str]:
+    """Rows, bounds and fingerprint, as in `EpisodeData`, of episodes: observations (steps + 1, n), actions (steps, m), and the
+    journeys' numbers (steps or more,) or None. ValueError, naming the data set `where`, if something is wrong with one."""
     parts, lengths = [], []
-    for episode in dataset.iterate_episodes():
-        observations, actions = _flat(episode.observations, where), np.asarray(episode.actions)
+    for number, (observations, actions, journeys) in enumerate(episodes):
         if actions.ndim != 2 or len(observations) != len(actions) + 1:
-            raise ValueError(f'the data set {where} cannot be used: in episode {episode.id}, observations {observations.shape} '
+            raise ValueError(f'the data set {where} cannot be used: in episode {number}, observations {observations.shape} '
                              f'and actions {actions.shape} do not go together')
         rows = np.concatenate([np.concatenate([actions, actions[-1:]]), observations], axis=1).astype(np.float32)
         if not np.isfinite(rows).all():
-            raise ValueError(f'the data set {where} cannot be used: episode {episode.id} holds numbers that are not finite')
-        infos = episode.infos or {}
-        numbers = np.asarray(infos['journey'])[:len(actions)] if 'journey' in infos else np.zeros(len(actions), dtype=np.int64)
+            raise ValueError(f'the data set {where} cannot be used: episode {number} holds numbers that are not finite')
+        numbers = np.zeros(len(actions), dtype=np.int64) if journeys is None else np.asarray(journeys)[:len(actions)]
         for first, end in _runs(numbers):
             if end - first >= 2:
                 parts.append(rows[first:end + 1])
@@ -93,14 +109,11 @@ def _read(dataset: Any, where: str) -> EpisodeData:
     if not parts:
         raise ValueError(f'the data set {where} cannot be used: it holds no segment of two steps')
     ends = np.cumsum(lengths)
-    bounds = np.stack([ends - lengths, ends], axis=1)
-    rows = np.concatenate(parts)
+    bounds, rows = np.stack([ends - lengths, ends], axis=1), np.concatenate(parts)
     digest = hashlib.sha256()
     for array in (rows, bounds):
         digest.update(np.ascontiguousarray(array).data)
-    actions_dim = int(np.prod(dataset.action_space.shape))
-    channels, units, tick_dt = _describe(dataset, actions_dim, rows.shape[1] - actions_dim, where)
-    return EpisodeData(rows, bounds, channels, units, actions_dim, tick_dt, digest.hexdigest())
+    return rows, bounds, digest.hexdigest()
 
 
 def _flat(observations: Any, where: str) -> NDArray[Any]:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from diffuser_core.envs.goals import GoalError
 from diffuser_core.envs.stacking import BLOCKS, Relation, format_relation, parse_relation, tallest_chain
 
 __all__ = ['TASKS', 'GoalError', 'StackingGoal']
 
 TASKS = ('stack', 'relations')
-
-
-class GoalError(ValueError):
-    """A goal that cannot be taken; the message says why."""
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,12 +25,13 @@ from diffuser_core.evaluate import through_ros
 from diffuser_core.evaluate.baselines.policies import DEMONSTRATOR, EpisodePolicy, load_policy
 from diffuser_core.evaluate.episode import run_episode
 from diffuser_core.evaluate.log import Job, ResultsFolder
+from diffuser_core.evaluate.pool import as_they_end, process_pool
 from diffuser_core.evaluate.recording import EpisodeLog, check_video_writer, write_video
 from diffuser_core.evaluate.records import FAILURES
 from diffuser_core.evaluate.statistics import mean_interval
 from diffuser_core.planner import DEFAULT_SAMPLING, Planner, Sampling
 from diffuser_core.shipped import checkpoint_folder
-from diffuser_core.workers import available_cores, follow_parent
+from diffuser_core.workers import follow_parent
 
 __all__ = ['PAPER', 'Suite', 'evaluate', 'format_rows']
 
@@ -193,26 +193,12 @@ def _film_job(job: Job, path: Path, note: str) -> float:
 
 
 def _pool(suite: Suite, jobs: int) -> Executor:
-    return ProcessPoolExecutor(min(jobs, suite.workers or available_cores()), multiprocessing.get_context('spawn'),
-                               _start_worker, (suite,))
+    return process_pool(jobs, suite.workers, _start_worker, (suite,))
 
 
 def _run(suite: Suite, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
-    """The records of the jobs, as they end. After an interrupt no more are begun, but those that run end and are kept."""
-    pool = _pool(suite, len(jobs))
-    waiting = {pool.submit(_run_job, job) for job in jobs}
-    try:
-        for future in as_completed(set(waiting)):
-            waiting.remove(future)
-            yield future.result()
-    except KeyboardInterrupt:
-        pool.shutdown(wait=True, cancel_futures=True)
-        for future in waiting:
-            if not future.cancelled() and future.exception() is None:
-                yield future.result()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    """The records of the jobs, as they end."""
+    return as_they_end(_pool(suite, len(jobs)), _run_job, jobs)
 
 
 class _Film(NamedTuple):

@@ -15,11 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 from diffuser_core.envs.maze_layout import BALL_RADIUS, MazeLayout
 from diffuser_core.envs.point_maze import PointMazeEnv
 
-__all__ = ['D4RL_REACH', 'REACH_RANGE', 'RECIPE', 'SHARD_TICKS', 'WaypointController', 'journeys']
+__all__ = ['D4RL_REACH', 'REACH_RANGE', 'RECIPE', 'WaypointController', 'journeys']
 
 RECIPE = 1
 """Raise it when journeys of the same seed change."""
-SHARD_TICKS = 100_000
 D4RL_REACH = 0.1
 REACH_RANGE = (0.1, 0.5)
 GAIN, DAMPING = 10.0, 1.0
@@ -32,11 +31,16 @@ INTERRUPTED_SHARE = 0.15
 
 
 class WaypointController:
-    """Drives to a goal; `start` first, then `act` at every tick."""
+    """Drives to a goal; `start` first, then `act` at every tick.
 
-    def __init__(self, maze: MazeLayout, reach: float = D4RL_REACH) -> None:
+    reach  distance within which a waypoint counts as reached [m]; None: D4RL's controller, which reaches 0.1 m and, as its code
+           has it, turns to the next waypoint one tick later
+    """
+
+    def __init__(self, maze: MazeLayout, reach: float | None = None) -> None:
         self._maze = maze
-        self._reach = reach
+        self._reach = D4RL_REACH if reach is None else reach
+        self._late = reach is None
         self._waypoints: list[NDArray[np.float64]] = []
 
     def start(self, position: ArrayLike, goal: ArrayLike) -> None:
@@ -50,37 +54,41 @@ class WaypointController:
     def act(self, observation: NDArray[np.float64]) -> NDArray[np.float64]:
         """Force (2,) in [-1, 1] from the observation (4,)."""
         position, velocity = observation[:2], observation[2:]
+        waypoint = self._waypoints[0]
         while len(self._waypoints) > 1 and np.hypot(*(self._waypoints[0] - position)) < self._reach:
             self._waypoints.pop(0)
-        return np.clip(GAIN * (self._waypoints[0] - position) - DAMPING * velocity, -1.0, 1.0)
+        if not self._late:
+            waypoint = self._waypoints[0]
+        return np.clip(GAIN * (waypoint - position) - DAMPING * velocity, -1.0, 1.0)
 
 
-def journeys(size: str, reach: tuple[float, float], seeds: range, stopped: Callable[[], bool]) -> dict[str, Any] | None:
-    """One long, undirected drive of `SHARD_TICKS` for every seed: journey after journey to random goals, back to back.
+def journeys(size: str, reach: tuple[float, float] | None, ticks: int, seeds: range,
+             stopped: Callable[[], bool]) -> dict[str, Any] | None:
+    """One long, undirected drive of `ticks` for every seed: journey after journey to random goals, back to back.
 
-    Every journey has its own reach, drawn from `reach`. Columns as `shards.Recipe` wants them, with the info 'journey': its
-    number, or -1 for journeys that did not arrive. None if it was stopped.
+    Every journey has its own reach, drawn from `reach`; None: all are driven by D4RL's controller. Columns as `shards.Recipe`
+    wants them, with the info 'journey': its number, or -1 for journeys that did not arrive. None if it was stopped.
     """
     parts = []
     env = PointMazeEnv(size, multi_task=True)
     for seed in seeds:
         if stopped():
             return None
-        parts.append(_drive(env, seed, reach))
+        parts.append(_drive(env, seed, reach, ticks))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _drive(env: PointMazeEnv, seed: int, reach: tuple[float, float]) -> dict[str, NDArray[Any]]:
+def _drive(env: PointMazeEnv, seed: int, reach: tuple[float, float] | None, ticks: int) -> dict[str, NDArray[Any]]:
     rng = np.random.default_rng(seed)
     observation, _ = env.reset(seed=seed)
     observations: list[NDArray[np.float64]] = []
     actions: list[NDArray[np.float64]] = []
     journey: list[int] = []
     number = 0
-    while len(actions) < SHARD_TICKS:
+    while len(actions) < ticks:
         goal = _draw_goal(env.layout, rng)
         env.set_goal(goal)
-        controller = WaypointController(env.layout, float(rng.uniform(*reach)))
+        controller = WaypointController(env.layout, None if reach is None else float(rng.uniform(*reach)))
         controller.start(observation[:2], goal)
         limit = int(rng.integers(5, 100)) if rng.random() < INTERRUPTED_SHARE else LOST
         first, resting = len(actions), 0
@@ -94,12 +102,12 @@ def _drive(env: PointMazeEnv, seed: int, reach: tuple[float, float]) -> dict[str
         arrived = resting == REST_TICKS
         journey += [number if arrived else -1] * (len(actions) - first)
         number += arrived
-    rows = np.array(observations)[:SHARD_TICKS]
+    rows = np.array(observations)[:ticks]
     numbers = np.array(journey, dtype=np.int64)
-    if number and numbers[SHARD_TICKS - 1] == numbers[-1]:  # cut in the middle of a journey
+    if number and numbers[ticks - 1] == numbers[-1]:  # cut in the middle of a journey
         numbers[numbers == numbers[-1]] = -1
-    return {'observations': rows, 'actions': np.array(actions, dtype=np.float32)[:SHARD_TICKS], 'rewards': np.zeros(SHARD_TICKS),
-            'truncations': np.arange(SHARD_TICKS) == SHARD_TICKS - 1, 'journey': numbers[:SHARD_TICKS]}
+    return {'observations': rows, 'actions': np.array(actions, dtype=np.float32)[:ticks], 'rewards': np.zeros(ticks),
+            'truncations': np.arange(ticks) == ticks - 1, 'journey': numbers[:ticks]}
 
 
 def _draw_goal(maze: MazeLayout, rng: np.random.Generator) -> NDArray[np.float64]:

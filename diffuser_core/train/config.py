@@ -24,6 +24,8 @@ class DataConfig:
     jitter        pattern of channels -> largest standard deviation of the noise on a window's first row [the channel's unit]
     horizon       steps a window
     stride        control ticks a step
+    whole_episodes  windows are cut from whole episodes, anywhere, as the paper does; else from the journeys that an episode
+                  consists of, whose ends they hold
     normalizer    'limits', 'gaussian' or 'identity'
     least_scale   the normaliser's smallest scale [the channel's unit], so that no trembling channel fills the range
     """
@@ -37,6 +39,7 @@ class DataConfig:
     jitter: dict[str, float] = field(default_factory=dict)
     horizon: int = 64
     stride: int = 1
+    whole_episodes: bool = False
     normalizer: str = 'limits'
     least_scale: float = 1e-6
 

@@ -40,10 +40,15 @@ def load_stacking(path: str) -> SegmentData:
     return as_features(load_segments(Path(path)))
 
 
-def load_training_data(path: str) -> TrainingData:
-    """The data set in the folder `path`, or 'minari:<id>', an installed one; errors as of the two readers."""
+def load_training_data(path: str, *, whole: bool = False) -> TrainingData:
+    """The data set in the folder `path`, or 'minari:<id>', an installed one; errors as of the two readers.
+
+    whole  whether episodes are not cut into the journeys they consist of; ValueError for stacking demonstrations
+    """
     if path.startswith(MINARI_PREFIX) or not _is_stacking(Path(path)):
-        return load_episodes(path)
+        return load_episodes(path, whole=whole)
+    if whole:
+        raise ValueError(f'data.whole_episodes is not for stacking demonstrations, which {path} holds')
     return load_stacking(path)
 
 

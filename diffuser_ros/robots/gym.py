@@ -15,7 +15,9 @@ from diffuser_msgs.srv import SetGoal
 from numpy.typing import NDArray
 from rclpy.node import Node
 
-from diffuser_core.envs.stacking_goal import GoalError
+from diffuser_core.envs.goals import GoalError
+from diffuser_core.envs.maze_layout import CHANNELS
+from diffuser_core.envs.maze_layout import FORCES as ACTIONS
 from diffuser_ros.conversions import StateError
 from diffuser_ros.qos import COMMAND_QOS
 from diffuser_ros.safety import UnsafeCommand
@@ -24,9 +26,7 @@ from diffuser_ros.vectors import named_vector, values_by_name
 __all__ = ['MazeRobot', 'VectorCommand', 'VectorCommander', 'VectorState', 'limit_actions']
 
 TOPIC = 'state'
-CHANNELS = ('x', 'y', 'vx', 'vy')
-ACTIONS = ('force.x', 'force.y')
-GOAL_CHANNELS = ('x', 'y')
+GOAL_CHANNELS = CHANNELS[:2]
 ROUNDING = 1e-6
 """Beyond the limit by less than this is rounding, and not counted as a clamp."""
 

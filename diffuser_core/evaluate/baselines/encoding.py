@@ -68,8 +68,8 @@ def decode_action(action: np.ndarray, joints: np.ndarray) -> tuple[np.ndarray, b
 class Transitions:
     """One-step transitions of all segments, in order.
 
-    observations, next_observations (n, 20) as `OBSERVATIONS`, actions (n, 4) as `ACTIONS`, rewards (n,) 0 or 1, terminals (n,) 0
-    or 1; all float32. fingerprint: that of the demonstrations.
+    observations, next_observations (n, observations), of stacking as `OBSERVATIONS`, actions (n, actions) as `ACTIONS`, rewards
+    (n,), terminals (n,) 0 or 1; all float32. fingerprint: that of the demonstrations.
     """
 
     observations: np.ndarray

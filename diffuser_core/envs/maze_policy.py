@@ -1,0 +1,279 @@
+"""From a goal in a maze to forces on the ball: a receding-horizon planner, and the law that follows its plans.
+
+Planning and following are apart: `replan` makes a plan from where the ball is and may take as long as it takes, in another thread
+if need be; `command` reads the newest plan at every tick. `act` does both in turn, for simulations that wait.
+
+Plans end at rest in the goal, which is inpainted on their last step. They may arrive earlier, since training windows hold a
+journey's end; so a plan from closer by arrives sooner, and replanning at every tick comes to the goal. With windows cut anywhere,
+as in the paper, a plan arrives exactly at its end, and the goal recedes with every new plan (docs/mazes.md).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffuser_core.conditions import Conditions
+from diffuser_core.envs.goals import GoalError
+from diffuser_core.envs.maze_layout import CHANNELS, FORCES, GOAL_RADIUS, LAYOUTS, TICK, MazeLayout
+from diffuser_core.planner import DEFAULT_SAMPLING, Planner, Sampling
+from diffuser_core.receding_horizon import RecedingHorizon
+from diffuser_core.trajectory import Plan
+
+__all__ = ['EXECUTIONS', 'MazeDecision', 'MazeGoal', 'MazePolicy', 'Smoothing', 'arrival']
+
+EXECUTIONS = ('states', 'actions', 'paper')
+
+
+@dataclass(frozen=True)
+class MazeGoal:
+    """Where the ball shall be [m]."""
+
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class MazeDecision:
+    """What to do from now on.
+
+    actions  (ticks, 2) forces in [-1, 1] for the following ticks
+    plan     the plan behind them; None where the ball is just stopped
+    reached  whether the ball is in the goal
+    """
+
+    actions: NDArray[np.float64]
+    plan: Plan | None
+    reached: bool
+
+
+class Smoothing:
+    """Places of a plan that agree with its velocities.
+
+    The network gives places to about 0.1 m, but velocities to about 0.1 m/s: the way from one step to the next is far better
+    known from them. The places x that minimise sum |x - planned|^2 + `trust` sum |x' - x - dt (v + v') / 2|^2, with both ends as
+    they are, are linear in what was planned, so that two matrices, made once, do it.
+    """
+
+    def __init__(self, horizon: int, dt: float, trust: float = 300.0) -> None:
+        rows = np.arange(horizon - 1)
+        change, mean = np.zeros((horizon - 1, horizon)), np.zeros((horizon - 1, horizon))
+        change[rows, rows], change[rows, rows + 1] = -1.0, 1.0
+        mean[rows, rows] = mean[rows, rows + 1] = dt / 2
+        weights = np.ones(horizon)
+        weights[[0, -1]] = 1e9
+        inverse = np.linalg.inv(np.diag(weights) + trust * change.T @ change)
+        self._of_places = inverse * weights
+        self._of_speeds = trust * inverse @ change.T @ mean
+
+    def __call__(self, places: NDArray[np.float64], speeds: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Places (horizon, 2) [m] from planned places and speeds [m/s], both (horizon, 2)."""
+        smooth = self._of_places @ places + self._of_speeds @ speeds
+        smooth[[0, -1]] = places[[0, -1]]
+        return smooth
+
+
+def arrival(plan: Plan, goal: NDArray[np.float64], radius: float = GOAL_RADIUS) -> float:
+    """Time from a plan's start [s] until it stays within `radius` of `goal` (2,); infinite if it never does."""
+    distance = np.hypot(*(plan.values[:, plan.channels.indices(CHANNELS[:2])] - goal).T)
+    away = np.flatnonzero(distance > radius)
+    if len(away) == 0:
+        return 0.0
+    last = int(away[-1])
+    if last == plan.horizon - 1:
+        return np.inf
+    return float(last + (distance[last] - radius) / (distance[last] - distance[last + 1])) * plan.step_dt
+
+
+class MazePolicy:
+    """Drives one ball; `set_goal`, then `act`, or `replan` and `command`, at every tick.
+
+    A new plan replaces the one before if it arrives earlier, or if the ball no longer follows that one.
+
+    `replan` is called from one thread at a time, everything else from one thread, which may be another.
+
+    maze        which maze it is; goals are checked against it
+    execution   'states': the planned states are followed by a PD law with the planned forces fed forward; 'actions': the planned
+                forces are applied as they are; 'paper': one plan, made at the start, is followed by a PD law of unit gains
+    candidates  plans drawn when there is none to start from; the one that arrives first is taken
+    tail        ticks of actions a decision holds
+    """
+
+    GAIN, DAMPING = 20.0, 2.0
+    """Force per metre and per metre a second off the plan, shares of the largest force."""
+    OFF_PLAN = 0.2
+    """A ball that is farther than this from where its plan has it [m] no longer follows it."""
+    TOUCH = 0.03
+    """A step of a plan lies in a wall if it has less clearance [m]; the ball itself needs 0.1 m."""
+    STILL, PATIENCE = 0.05, 0.5
+    """A ball that moves less than this [m] in so many seconds, away from its goal, is stuck: a new plan is made from noise."""
+
+    def __init__(self, planner: Planner, maze: MazeLayout, *, sampling: Sampling = DEFAULT_SAMPLING, execution: str = 'states',
+                 candidates: int = 8, tail: int = 5) -> None:
+        missing = [name for name in (*FORCES, *CHANNELS) if name not in planner.channels.names]
+        extra = [name for name in planner.channels.names if name not in (*FORCES, *CHANNELS)]
+        if missing or extra or planner.channels.actions != len(FORCES):
+            raise ValueError(f'the checkpoint does not fit this robot: it needs the channels {", ".join((*FORCES, *CHANNELS))}, '
+                             f'got {", ".join(planner.channels.names)}')
+        if execution not in EXECUTIONS:
+            raise ValueError(f'execution is one of {", ".join(EXECUTIONS)}, got {execution!r}')
+        if candidates < 1 or tail < 1:
+            raise ValueError(f'candidates and tail are at least 1, got {candidates} and {tail}')
+        self.planner, self.maze, self.execution = planner, maze, execution
+        self._horizon = RecedingHorizon(planner, sampling)
+        self._candidates = candidates
+        self._tail = tail
+        self._smoothing = Smoothing(planner.checkpoint.horizon, planner.step_dt)
+        self._places = planner.channels.indices(CHANNELS[:2])
+        self._speeds = planner.channels.indices(CHANNELS[2:])
+        self._forces = planner.channels.indices(FORCES)
+        self._lock = threading.Lock()
+        self._goal: NDArray[np.float64] | None = None
+        self._task = 0          # counts goals: a plan for an earlier one is thrown away
+        self._planned_task = 0
+        self._plan: Plan | None = None
+        self._still_since: tuple[float, NDArray[np.float64]] | None = None
+
+    @classmethod
+    def maze_of(cls, planner: Planner) -> MazeLayout:
+        """The maze that a checkpoint was trained for, by the name of its run; ValueError if it names none."""
+        config = planner.checkpoint.provenance.get('config')
+        name = str(config.get('name', '')) if isinstance(config, dict) else ''
+        for size, maze in LAYOUTS.items():
+            if name.startswith(f'maze2d_{size}'):
+                return maze
+        raise ValueError(f'the checkpoint of the run {name!r} does not say which maze it is for: the name of a run must begin '
+                         f'with one of {", ".join(f"maze2d_{size}" for size in LAYOUTS)}')
+
+    @property
+    def replans(self) -> int:
+        """Plans made so far."""
+        return self._horizon.replans
+
+    @property
+    def goal(self) -> MazeGoal | None:
+        """The goal in force."""
+        return None if self._goal is None else MazeGoal(*self._goal.tolist())
+
+    def reset(self, seed: int = 0) -> None:
+        """Back to the state after construction, with another seed; not while a plan is being made."""
+        self._change(None)
+        self._horizon.restart()
+        self._horizon.replans = 0
+        self.planner.reseed(seed)
+
+    def clear_goal(self) -> None:
+        """Drop the goal; the ball is stopped."""
+        self._change(None)
+
+    def set_goal(self, goal: MazeGoal, observation: Mapping[str, float]) -> None:
+        """Drive to `goal`; GoalError, and the old goal stays, if the ball cannot be there.
+
+        KeyError if the observation lacks a channel.
+        """
+        self.planner.channels.vector(observation)
+        place = np.array([goal.x, goal.y])
+        if why := self.maze.why_not(place):
+            raise GoalError(why)
+        if self._goal is None or not np.array_equal(place, self._goal):
+            self._change(place)
+
+    def _change(self, place: NDArray[np.float64] | None) -> None:
+        with self._lock:
+            self._goal = place
+            self._task += 1
+            self._plan = None
+            self._still_since = None
+
+    def replan(self, observation: Mapping[str, float], now: float) -> Plan | None:
+        """Plan from the state (channel name -> value) at time `now` [s]; None without a goal or if that changed meanwhile."""
+        with self._lock:
+            goal, task, fresh = self._goal, self._task, self._plan is None
+        if goal is None:
+            return None
+        if self.execution == 'paper' and not fresh:
+            return self._plan
+        state = self.planner.channels.vector(observation)
+        if fresh or task != self._planned_task:
+            self._horizon.restart()
+        conditions = self._conditions(goal)
+        if self._horizon.plan is None and self._candidates > 1:
+            drawn = self.planner.candidates(state, conditions, count=self._candidates, sampling=self._horizon.sampling,
+                                            t0=now)
+            plan = min(map(self._smoothed, drawn), key=lambda p: (self._crossings(p, now), arrival(p, goal)))
+            self._horizon.restart(plan)
+            self._horizon.replans += 1
+        else:
+            kept = self._horizon.plan
+            plan = self._smoothed(self._horizon.update(state, conditions, now))
+            self._horizon.restart(plan)
+            if kept is not None and self._better(kept, plan, state, goal, now):
+                plan = kept
+                self._horizon.restart(kept)
+        self._planned_task = task
+        with self._lock:
+            if task != self._task:
+                return None
+            self._plan = plan
+        return plan
+
+    def _better(self, kept: Plan, new: Plan, state: NDArray[np.float64], goal: NDArray[np.float64], now: float) -> bool:
+        """Whether an earlier plan that the ball still follows arrives no later than a new one."""
+        off = np.hypot(*(kept.at(np.array([now]))[0, self._places] - state[:2]))
+        if off > self.OFF_PLAN or self._crossings(kept, now) > self._crossings(new, now):
+            return False
+        return kept.t0 + arrival(kept, goal) <= now + arrival(new, goal)
+
+    def _smoothed(self, plan: Plan) -> Plan:
+        values = plan.values.copy()
+        values[:, self._places] = self._smoothing(values[:, self._places], values[:, self._speeds])
+        return replace(plan, values=values)
+
+    def _crossings(self, plan: Plan, now: float) -> int:
+        """Steps of a plan from `now` on that lie in a wall."""
+        ahead = plan.values[max(0, int((now - plan.t0) / plan.step_dt)):, self._places]
+        return int((self.maze.clearance(ahead) <= self.TOUCH).sum())
+
+    def _conditions(self, goal: NDArray[np.float64]) -> Conditions:
+        return self.planner.conditions().known(-1, self.planner.channels, dict(zip(CHANNELS, (*goal, 0.0, 0.0))))
+
+    def command(self, observation: Mapping[str, float], now: float) -> MazeDecision:
+        """Forces for the following ticks from the state at time `now` [s] and the newest plan; without one the ball stops."""
+        state = np.array([observation[name] for name in CHANNELS])
+        with self._lock:
+            goal, plan = self._goal, self._plan
+        reached = goal is not None and bool(np.hypot(*(state[:2] - goal)) <= GOAL_RADIUS)
+        if goal is None or plan is None:
+            actions = np.zeros((self._tail, 2))
+            actions[0] = np.clip(-self.DAMPING * state[2:], -1.0, 1.0)
+            return MazeDecision(actions, None, reached)
+        self._watch(state, now, reached)
+        ahead = plan.at(now + TICK * np.arange(1, self._tail + 1))
+        actions = np.clip(ahead[:, self._forces], -1.0, 1.0)
+        if self.execution == 'actions':
+            actions[0] = np.clip(plan.at(np.array([now]))[0, self._forces], -1.0, 1.0)
+        else:
+            gain, damping = (1.0, 1.0) if self.execution == 'paper' else (self.GAIN, self.DAMPING)
+            force = gain * (ahead[0, self._places] - state[:2]) + damping * (ahead[0, self._speeds] - state[2:])
+            if self.execution == 'states':
+                force += plan.at(np.array([now]))[0, self._forces]
+            actions[0] = np.clip(force, -1.0, 1.0)
+        return MazeDecision(actions, plan, reached)
+
+    def _watch(self, state: NDArray[np.float64], now: float, reached: bool) -> None:
+        """Drop the plan of a ball that is stuck."""
+        if self._still_since is None or reached or np.hypot(*(state[:2] - self._still_since[1])) > self.STILL:
+            self._still_since = now, state[:2]
+        elif now - self._still_since[0] > self.PATIENCE and self.execution != 'paper':
+            self._still_since = None
+            with self._lock:
+                self._plan = None
+
+    def act(self, observation: Mapping[str, float], now: float) -> MazeDecision:
+        """Plan, then decide."""
+        self.replan(observation, now)
+        return self.command(observation, now)
