@@ -49,9 +49,8 @@ def write_episode_video(path: Path, recording: Recording) -> None:
         state = robot.reset(recording.seed, recording.goal)
         every = max(1, round(1.0 / (FRAMES_PER_SECOND * robot.dt)))
         with replacing(path) as fresh:
-            writer = imageio.v2.get_writer(
-                fresh, fps=1.0 / (every * robot.dt), codec='libx264', pixelformat='yuv420p', quality=7, macro_block_size=2,
-                output_params=['-movflags', '+faststart'])
+            writer = imageio.v2.get_writer(fresh, fps=1.0 / (every * robot.dt), codec='libx264', pixelformat='yuv420p', quality=7,
+                                           macro_block_size=2, output_params=['-movflags', '+faststart'])
             with writer:
                 writer.append_data(robot.render())
                 for step, action in enumerate(recording.actions, start=1):
