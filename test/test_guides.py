@@ -87,6 +87,7 @@ def test_normal_gradients_follow_the_chain_rule():
 
 
 def test_a_value_guide_with_a_forward_gradient_is_the_same_guide():
+    torch.manual_seed(0)  # of the weights: with some, rounding alone exceeds the tolerance
     network = ValueNetwork(4, ValueConfig(8, (1, 8), 'flat'), 8).eval().requires_grad_(False)
     x = torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(0))
     plain = ValueGuide(network, SCALES).gradient(x, 5)

@@ -303,7 +303,7 @@ def launch(folder, *words):
     command = [str(Path(sys.executable).parent / 'diffuser-ros'), 'launch', *words, f'out:={folder}']
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     try:
-        output, _ = process.communicate(timeout=120.0)
+        output, _ = process.communicate(timeout=300.0)
     finally:
         left = process.poll() is None
         if left:
