@@ -22,7 +22,7 @@ from diffuser_core.envs.stacking import BLOCKS
 from diffuser_core.envs.stacking_goal import GoalError, StackingGoal
 from diffuser_core.trajectory import Plan
 
-__all__ = ['StateError', 'gripper_command', 'joint_state', 'joint_trajectory', 'nanoseconds', 'object_states',
+__all__ = ['StateError', 'gripper_command', 'joint_state', 'joint_trajectory', 'later', 'nanoseconds', 'object_states',
            'observation', 'plan_message', 'requested_goal']
 
 POSE_FIELDS = ('x', 'y', 'z', 'qx', 'qy', 'qz', 'qw')
@@ -35,6 +35,12 @@ class StateError(ValueError):
 def nanoseconds(stamp: Time) -> int:
     """A header stamp as one number [ns]."""
     return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+
+def later(stamp: Time, seconds: float) -> Time:
+    """The stamp so many seconds later, or earlier if they are negative, but not before 0."""
+    sec, nanosec = divmod(max(0, nanoseconds(stamp) + round(1e9 * seconds)), 1_000_000_000)
+    return Time(sec=sec, nanosec=nanosec)
 
 
 def observation(joints: JointState, objects: ObjectStates, *, joint_names: Sequence[str] = JOINT_NAMES,

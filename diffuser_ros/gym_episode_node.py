@@ -240,19 +240,21 @@ def _run(node: GymEpisodeNode) -> Callable[[], None]:
         check_drawing(settings.env, settings.kwargs)
     print(f'{settings.env}, {settings.episodes} episode(s) from seed {settings.seed}, driven by {DRIVERS[settings.driver]}',
           flush=True)
+    kept, recording = settings.out / RECORDING, None
     began = time.monotonic()
-    episodes = node.run()
-    wall_s, device = time.monotonic() - began, node.device()
+    try:
+        episodes = node.run()
+        wall_s, device = time.monotonic() - began, node.device()
+        if settings.video:
+            recording = Recording.load(kept)
+    finally:
+        kept.unlink(missing_ok=True)
 
     def finish() -> None:
         write_summary(settings, episodes, device=device, wall_s=wall_s)
-        if settings.video:
-            recording = settings.out / RECORDING
+        if recording is not None:
             print('video     rendering ...', flush=True)
-            try:
-                write_episode_video(settings.out / 'episode.mp4', Recording.load(recording))
-            finally:
-                recording.unlink(missing_ok=True)
+            write_episode_video(settings.out / 'episode.mp4', recording)
             print(f'video     {settings.out / "episode.mp4"}', flush=True)
 
     return finish

@@ -189,7 +189,8 @@ class PlannerNode(Node):
             levels = decision.plan.provenance.get('levels')
             self._denoising_steps = len(levels) if isinstance(levels, Sequence) else 0
             if self._plan_publisher.get_subscription_count():
-                self._plan_publisher.publish(conversions.plan_message(decision.plan, self._goal_id, state.stamp))
+                began = conversions.later(state.stamp, decision.plan.t0 - now)
+                self._plan_publisher.publish(conversions.plan_message(decision.plan, self._goal_id, began))
         self._display.show(decision.plan, self._robot.place(observation), self._goal, state.stamp)
         if decision.reached:
             self._set_goal_status(GoalStatus.REACHED, f'{self._goal_id} is reached')

@@ -18,6 +18,7 @@ from diffuser_ros.conversions import (
     gripper_command,
     joint_state,
     joint_trajectory,
+    later,
     object_states,
     observation,
     plan_message,
@@ -112,6 +113,12 @@ def test_gripper_and_plan_messages():
     message = plan_message(plan, 'goal-3', STAMP)
     assert (message.goal_id, message.channels, message.horizon, message.step_dt) == ('goal-3', ['x', 'y'], 3, 0.1)
     assert list(message.values) == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0] and message.header.stamp == STAMP
+
+
+def test_stamps_are_moved_by_seconds():
+    assert later(STAMP, 1.8) == Time(sec=9, nanosec=50_000_000)
+    assert later(STAMP, -0.75) == Time(sec=6, nanosec=500_000_000)
+    assert later(STAMP, 0.0) == STAMP and later(STAMP, -8.0) == Time()
 
 
 @pytest.mark.parametrize('request_, said', [

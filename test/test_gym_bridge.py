@@ -206,6 +206,24 @@ def test_a_mujoco_robot_publishes_its_joints_and_the_clock(session):
     assert len(rig.peer.states[-1].names) == 11 and rig.peer.states[-1].names[10] == 'obs.10'
 
 
+def test_a_maze_of_gymnasium_robotics_has_named_parts_joints_and_walls():
+    """Its observation is a Dict, and its MuJoCo model belongs to an environment inside it."""
+    robot = GymRobot('gymnasium_robotics:PointMaze_UMaze-v3', {'max_episode_steps': 50})
+    try:
+        state = robot.reset(3)
+        assert robot.state_names == ('achieved_goal.0', 'achieved_goal.1', 'desired_goal.0', 'desired_goal.1',
+                                     'observation.0', 'observation.1', 'observation.2', 'observation.3')
+        np.testing.assert_array_equal(state[4:6], state[:2])
+        assert robot.action_names == ('action.0', 'action.1') and (robot.dt, robot.limit) == (0.01, 50)
+        assert [joint.name for joint in robot.joints] == ['ball_x', 'ball_y']
+        np.testing.assert_allclose(np.concatenate(robot.joint_values()), state[4:])
+        assert len(robot.static_boxes()) == 18 and robot.goal()[0] == () and np.isnan(robot.score(1.0))
+        with pytest.raises(EnvError, match='takes no goal'):
+            robot.reset(0, [1.0, 1.0])
+    finally:
+        robot.close()
+
+
 def test_the_walls_of_a_maze_are_published_as_markers(rig):
     rig.session.until(lambda: rig.peer.walls, 'the walls')
     walls = rig.peer.walls[-1].markers

@@ -8,12 +8,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
 from checkpoints import untrained_maze
-from diffuser_msgs.msg import GoalStatus, NamedVector, PlannerStats
+from diffuser_msgs.msg import GoalStatus, NamedVector, Plan, PlannerStats
 from diffuser_msgs.srv import SetGoal
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -24,6 +25,9 @@ from visualization_msgs.msg import Marker, MarkerArray
 from diffuser_core.envs.maze_layout import CHANNELS, FORCES, LAYOUTS
 from diffuser_core.envs.maze_policy import MazePolicy
 from diffuser_core.planner import Planner
+from diffuser_ros import gym_episode_node
+from diffuser_ros.episode_client import EpisodeError
+from diffuser_ros.gym_episode_results import GymSettings
 from diffuser_ros.inference import Beside
 from diffuser_ros.parameters import PlannerParameters, StartError
 from diffuser_ros.planner_node import PlannerNode
@@ -187,6 +191,21 @@ def test_plan_trail_and_goal_are_drawn(rig):
     assert markers['plan'].points[-1].x == 3.0
 
 
+def test_the_stamp_of_a_plan_is_the_time_of_its_first_row(rig, policy):
+    """Also when an earlier plan is still followed."""
+    heard = []
+    rig.ball.create_subscription(Plan, 'diffuser_planner/plan', heard.append, EVENT_QOS)
+    rig.session.until(lambda: rig.planner.count_subscribers('diffuser_planner/plan'), 'the subscription')
+    rig.step()
+    rig.goal((3.0, 1.0))
+    policy._better = lambda *_: True
+    for _ in range(3):
+        rig.step()
+    rig.session.until(lambda: len(heard) == 3, 'the plans')
+    stamps = [plan.header.stamp.sec + 1e-9 * plan.header.stamp.nanosec for plan in heard]
+    np.testing.assert_allclose(stamps, 2 * TICK, atol=1e-6)
+
+
 def test_in_real_time_ticks_do_not_wait_for_plans(session, policy):
     """While a planning run hangs, states are answered from the plan before it."""
     rig = Rig(session, policy, replan_interval=0.0)
@@ -261,6 +280,19 @@ def test_the_robot_follows_from_the_checkpoint(tmp_path):
         load_policy(PlannerParameters(robot='gym'))
     with pytest.raises(StartError, match="unknown robot 'boat'; there are auto, kuka, gym"):
         load_policy(PlannerParameters(robot='boat'))
+
+
+@pytest.mark.parametrize('error', [EpisodeError('the bridge has gone'), KeyboardInterrupt()])
+def test_episodes_that_are_broken_off_leave_no_recording(tmp_path, error):
+    settings = GymSettings('Hopper-v5', {}, 2, 0, 'random', (), tmp_path, False, False, 'test')
+
+    def run():
+        (tmp_path / gym_episode_node.RECORDING).write_bytes(b'of the first episode')
+        raise error
+
+    with pytest.raises(type(error)):
+        gym_episode_node._run(SimpleNamespace(settings=settings, run=run))
+    assert not list(tmp_path.iterdir())
 
 
 # ---- Launches --------------------------------------------------------------------------------------------------------

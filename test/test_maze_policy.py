@@ -175,6 +175,17 @@ def test_a_new_plan_is_taken_only_if_it_arrives_earlier_or_the_ball_is_off_the_o
     assert policy.replans == 4
 
 
+def test_a_plan_that_crosses_a_wall_is_drawn_again_from_noise():
+    crossing, also, round_ = (straight((1.0, 1.0), end, t0=t, arrive=8)
+                              for end, t in (((3.0, 1.0), 0.0), ((3.0, 1.0), TICK), ((1.0, 3.0), TICK)))
+    planner = Scripted([crossing, crossing, also, round_])
+    policy = MazePolicy(planner, LAYOUTS['umaze'], candidates=2)
+    policy.set_goal(MazeGoal(1.0, 3.0), START)
+    assert same(policy.act(START, 0.0).plan, crossing)
+    assert same(policy.act(START, TICK).plan, round_)
+    assert planner.warm == []
+
+
 def test_a_new_goal_starts_a_new_plan_from_noise():
     plans = [straight((1.0, 1.0), (1.0, 3.0)), straight((1.0, 1.0), (1.0, 3.0), arrive=3), straight((1.0, 1.0), (1.0, 2.0))]
     planner = Scripted(plans)
@@ -271,3 +282,36 @@ def test_the_shipped_planner_drives_to_its_goals_and_to_new_ones_on_the_way(size
                     break
                 state, *_ = env.step(decision.actions[0])
             assert np.hypot(*(state[:2] - (goal.x, goal.y))) <= GOAL_RADIUS, (seed, goal)
+
+
+def test_a_plan_that_took_long_begins_when_it_is_first_followed(policy):
+    """The ball was being stopped while the plan was made: it must not be taken for one that has driven since."""
+    policy.set_goal(MazeGoal(3.0, 1.0), START)
+    made = policy.replan(START, 1.0)
+    assert made.t0 == 1.0
+    decision = policy.command(START, 1.6)
+    assert decision.plan.t0 == 1.6 and np.array_equal(decision.plan.values, made.values)
+    np.testing.assert_allclose(decision.actions[0], np.clip(
+        20.0 * (made.at(np.array([1.01]))[0, 2:4] - [1.0, 1.0]) + 2.0 * made.at(np.array([1.01]))[0, 4:]
+        + made.values[0, :2], -1.0, 1.0))
+    assert policy.command(START, 1.7).plan is decision.plan, 'it began once'
+    policy._better = lambda kept, *_: kept is decision.plan
+    assert policy.replan(START, 1.8) is decision.plan, 'the next one is compared with what is followed'
+    policy._better = lambda *_: False
+    later = policy.replan(START, 1.9)
+    assert policy.command(START, 2.1).plan is later and later.t0 == 1.9, 'a plan made on the way is a moving target'
+
+
+def test_a_plan_that_begins_while_the_next_is_made_is_kept(policy):
+    policy.set_goal(MazeGoal(3.0, 1.0), START)
+    first = policy.replan(START, 0.0)
+    begun = []
+
+    def meanwhile(kept, *_):
+        assert kept is first
+        begun.append(policy.command(START, 0.5).plan)
+        return True
+
+    policy._better = meanwhile
+    policy.replan(START, 0.4)
+    assert policy.command(START, 0.6).plan is begun[0] and begun[0].t0 == 0.5

@@ -92,14 +92,17 @@ def arrival(plan: Plan, goal: NDArray[np.float64], radius: float = GOAL_RADIUS) 
 class MazePolicy:
     """Drives one ball; `set_goal`, then `act`, or `replan` and `command`, at every tick.
 
-    A new plan replaces the one before if it arrives earlier, or if the ball no longer follows that one.
+    A new plan replaces the one before if it crosses fewer walls or arrives earlier, or if the ball no longer follows that one.
+    As long as the present one crosses a wall, plans are drawn from noise, several at once. A plan made while there was none to
+    follow begins when it is first followed: the ball was being stopped meanwhile, however long planning took.
 
     `replan` is called from one thread at a time, everything else from one thread, which may be another.
 
     maze        which maze it is; goals are checked against it
     execution   'states': the planned states are followed by a PD law with the planned forces fed forward; 'actions': the planned
                 forces are applied as they are; 'paper': one plan, made at the start, is followed by a PD law of unit gains
-    candidates  plans drawn when there is none to start from; the one that arrives first is taken
+    candidates  plans drawn when there is none to start from, or only one that crosses a wall; the one that crosses none and
+                arrives first is taken
     tail        ticks of actions a decision holds
     """
 
@@ -134,8 +137,8 @@ class MazePolicy:
         self._lock = threading.Lock()
         self._goal: NDArray[np.float64] | None = None
         self._task = 0          # counts goals: a plan for an earlier one is thrown away
-        self._planned_task = 0
         self._plan: Plan | None = None
+        self._begun = True      # whether the plan has been followed yet
         self._still_since: tuple[float, NDArray[np.float64]] | None = None
 
     @classmethod
@@ -192,33 +195,29 @@ class MazePolicy:
     def replan(self, observation: Mapping[str, float], now: float) -> Plan | None:
         """Plan from the state (channel name -> value) at time `now` [s]; None without a goal or if that changed meanwhile."""
         with self._lock:
-            goal, task, fresh = self._goal, self._task, self._plan is None
+            goal, task, kept = self._goal, self._task, self._plan
+        fresh = kept is None
         if goal is None:
             return None
         if self.execution == 'paper' and not fresh:
-            return self._plan
+            return kept
         state = self.planner.channels.vector(observation)
-        if fresh or task != self._planned_task:
-            self._horizon.restart()
+        self._horizon.restart(kept)
         conditions = self._conditions(goal)
-        if self._horizon.plan is None and self._candidates > 1:
+        if (kept is None or self._crossings(kept, now)) and self._candidates > 1:
             drawn = self.planner.candidates(state, conditions, count=self._candidates, sampling=self._horizon.sampling,
                                             t0=now)
             plan = min(map(self._smoothed, drawn), key=lambda p: (self._crossings(p, now), arrival(p, goal)))
-            self._horizon.restart(plan)
             self._horizon.replans += 1
         else:
-            kept = self._horizon.plan
             plan = self._smoothed(self._horizon.update(state, conditions, now))
-            self._horizon.restart(plan)
-            if kept is not None and self._better(kept, plan, state, goal, now):
-                plan = kept
-                self._horizon.restart(kept)
-        self._planned_task = task
+        if kept is not None and self._better(kept, plan, state, goal, now):
+            plan = kept
         with self._lock:
             if task != self._task:
                 return None
-            self._plan = plan
+            if plan is not kept:
+                self._plan, self._begun = plan, not fresh
         return plan
 
     def _better(self, kept: Plan, new: Plan, state: NDArray[np.float64], goal: NDArray[np.float64], now: float) -> bool:
@@ -245,6 +244,10 @@ class MazePolicy:
         """Forces for the following ticks from the state at time `now` [s] and the newest plan; without one the ball stops."""
         state = np.array([observation[name] for name in CHANNELS])
         with self._lock:
+            if self._plan is not None and not self._begun:
+                self._begun = True
+                if now > self._plan.t0:
+                    self._plan = replace(self._plan, t0=now)
             goal, plan = self._goal, self._plan
         reached = goal is not None and bool(np.hypot(*(state[:2] - goal)) <= GOAL_RADIUS)
         if goal is None or plan is None:

@@ -142,8 +142,9 @@ class GymRobot:
     def _step_dt(self, asked: float | None) -> float:
         if asked is not None:
             return asked
-        own, fps = getattr(self._simulated(), 'dt', None), self._env.metadata.get('render_fps')
-        dt = own if isinstance(own, (int, float)) else 1.0 / fps if fps else 0.0
+        said = [env.dt for env in self._environments() if isinstance(getattr(env, 'dt', None), (int, float))]
+        fps = self._env.metadata.get('render_fps')  # pictures need not come once a step, so this is second best
+        dt = said[0] if said else 1.0 / fps if fps else 0.0
         if not 0.0 < dt < float('inf'):
             raise EnvError(f'the environment {self.id!r} does not say how long a step lasts: set step_dt')
         return float(dt)
@@ -234,13 +235,16 @@ class GymRobot:
     def _simulation(self) -> tuple[Any, Any]:
         """MuJoCo's model and data, both None if there are none."""
         holder = self._simulated()
-        return (holder.model, holder.data) if _has_model(holder) else (None, None)
+        return (None, None) if holder is None else (holder.model, holder.data)
 
     def _simulated(self) -> Any:
-        """The environment that has a MuJoCo model: this one or one inside it (gymnasium-robotics' mazes), else this one."""
+        """The environment that has a MuJoCo model; None if none has."""
+        return next((env for env in self._environments() if _has_model(env)), None)
+
+    def _environments(self) -> list[Any]:
+        """This environment, and those inside it (as in gymnasium-robotics' mazes)."""
         own = self._env.unwrapped
-        inner = [part for part in vars(own).values() if isinstance(part, gymnasium.Env)]
-        return next((env for env in (own, *inner) if _has_model(env)), own)
+        return [own, *(part for part in vars(own).values() if isinstance(part, gymnasium.Env))]
 
     def _joints(self) -> tuple[Joint, ...]:
         model, _ = self._simulation()
