@@ -19,7 +19,7 @@ from diffuser_core.envs.point_maze import PointMazeEnv
 from diffuser_core.evaluate import mazes
 from diffuser_core.evaluate.baselines.mazes import DISCOUNT, load_maze_transitions, maze_transitions
 from diffuser_core.evaluate.maze_policies import BASELINES, FAILURES, LearnedMazePolicy, run_maze_episode
-from diffuser_core.evaluate.mazes import MazeSuite, evaluate_mazes
+from diffuser_core.evaluate.mazes import MazeSuite, evaluate_mazes, format_maze_rows
 from diffuser_core.experts.collect_mazes import collect_maze
 from diffuser_core.planner import Planner
 
@@ -197,7 +197,7 @@ class ToTheGoal(torch.nn.Module):
 
 
 def test_a_learned_policy_runs_from_its_file(tmp_path):
-    folder = tmp_path / 'mine'
+    folder = tmp_path / 'a_learned_baseline'
     folder.mkdir()
     torch.jit.script(ToTheGoal()).save(str(folder / 'policy.pt'))
     policy = LearnedMazePolicy.load(folder / 'policy.pt')
@@ -206,7 +206,8 @@ def test_a_learned_policy_runs_from_its_file(tmp_path):
     np.testing.assert_allclose(force, [[-0.02, 0.5]], atol=1e-6)
     suite = MazeSuite(('multi2d-umaze',), policy=str(folder / 'policy.pt'), episodes=2, workers=1)
     done = evaluate_mazes(suite, tmp_path / 'out', 'test')
-    assert done['rows'][0]['policy'] == 'mine' and done['rows'][0]['episodes'] == 2
+    assert done['rows'][0]['policy'] == 'a_learned_baseline' and done['rows'][0]['episodes'] == 2
+    assert format_maze_rows(done['rows']).splitlines()[1].split()[:2] == ['a_learned_baseline', 'multi2d-umaze']
     torch.jit.script(torch.nn.Linear(4, 2)).save(str(folder / 'policy.pt'))
     with pytest.raises(ValueError, match='is not a trained baseline of a maze'):
         LearnedMazePolicy.load(folder / 'policy.pt')

@@ -117,6 +117,22 @@ def test_bad_sampling_is_refused():
         Sampling(warm_level=0.0)
 
 
+def test_who_watches_sees_every_level_and_changes_nothing():
+    seen = []
+    given = {'count': 2, 'sampling': Sampling(steps=4)}
+    watched, alone = (Planner(untrained(CHANNELS), seed=3).candidates(np.array([0.5, -1.0]), **given, **watch)
+                      for watch in ({'watch': lambda i, x: seen.append((i, x))}, {}))
+    for with_it, without in zip(watched, alone):
+        np.testing.assert_array_equal(with_it.values, without.values)
+    levels = [i for i, _ in seen]
+    assert len(levels) == 5 and levels == sorted(levels, reverse=True) and levels[-2:] == [0, -1]
+    assert {x.shape for _, x in seen} == {(2, 16, 3)}
+    for _, trajectories in seen:  # where it starts is known at every level
+        np.testing.assert_allclose(trajectories[:, 0, 1:], [[0.5, -1.0]] * 2, atol=1e-5)
+    np.testing.assert_allclose(seen[-1][1], [plan.values for plan in watched], atol=1e-5)
+    assert np.abs(seen[0][1] - seen[-1][1]).max() > 0.1
+
+
 def test_a_plan_is_read_and_shifted_in_time():
     values = np.arange(4.0)[:, None] * [1.0, 10.0, -1.0]
     plan = Plan(values, CHANNELS, t0=2.0, step_dt=0.5, provenance={})

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import diffuser_core.envs  # noqa: F401  registers the environments
-from diffuser_core.envs.maze_layout import BALL_RADIUS, GOAL_RADIUS, LAYOUTS, LOWER_EDGE, layout
+from diffuser_core.envs.maze_layout import BALL_RADIUS, LAYOUTS, LOWER_EDGE, layout
 from diffuser_core.envs.maze_picture import draw
 from diffuser_core.envs.point_maze import PointMazeEnv
 from diffuser_core.evaluate.maze_policies import BASELINES, run_maze_episode
@@ -101,12 +101,22 @@ def test_every_start_and_goal_is_a_place_where_the_ball_can_be(size):
             assert np.abs(place - np.round(place)).max() <= 0.1
 
 
-@pytest.mark.parametrize('distance, reward', [(GOAL_RADIUS - 0.001, 1.0), (GOAL_RADIUS + 0.001, 0.0)])
+@pytest.mark.parametrize('distance, reward', [(0.499, 1.0), (0.501, 0.0)])
 def test_the_reward_is_one_within_half_a_metre_of_the_goal(distance, reward):
     env = PointMazeEnv('medium')
     env.reset(seed=0, options={'goal': (6.0, 5.9), 'state': (6.0, 5.9 - distance, 0.0, 0.0)})
     _, got, terminated, truncated, info = env.step(np.zeros(2))
     assert (got, info['success'], terminated, truncated) == (reward, bool(reward), False, False)
+
+
+@pytest.mark.parametrize('push, rest', [((-1.0, 0.0), (0.4, 1.0)), ((1.0, 0.0), (1.2, 1.0)), ((0.0, -1.0), (1.0, 0.4))])
+def test_the_free_space_is_off_centre_as_in_d4rl(push, rest):
+    """The ball's body is at +1.2, a wall of row i reaches from i + 0.5 to i + 1.5, and the ball's radius is 0.1 m."""
+    env = PointMazeEnv('umaze')
+    env.reset(seed=0, options={'state': (1.0, 1.0, 0.0, 0.0)})
+    for _ in range(150):
+        state, *_ = env.step(np.array(push))
+    np.testing.assert_allclose(state[:2], rest, atol=0.01)
 
 
 def test_forces_and_speeds_are_clipped():

@@ -202,7 +202,8 @@ def _row(policy: str, task: str, records: Sequence[Mapping[str, Any]]) -> dict[s
 
 def format_maze_rows(rows: Sequence[Mapping[str, Any]]) -> str:
     """The results as a table for people."""
-    lines = [f'{"policy":<18} {"task":<15}{"score":>7}{"95 % interval":>16}{"paper":>7}{"episodes":>10}{"reached at":>12}'
+    width = max(14, *(len(row['policy']) + 2 for row in rows))
+    lines = [f'{"policy":<{width}}{"task":<15}{"score":>7}{"95 % interval":>16}{"paper":>7}{"episodes":>10}{"reached at":>12}'
              f'{"plan p50 / p99":>18}  failures']
     for row in rows:
         low, high = row['ci95']
@@ -210,6 +211,6 @@ def format_maze_rows(rows: Sequence[Mapping[str, Any]]) -> str:
         reached = '-' if row['reached_at_median'] is None else f'{row["reached_at_median"]:.0f}'
         planning = row['planning_ms']
         took = '-' if planning['p50'] is None else f'{planning["p50"]:.1f} / {planning["p99"]:.1f} ms'
-        lines.append(f'{row["policy"]:<18} {row["task"]:<15}{row["score"]:>7.1f}{f"{low:.1f} - {high:.1f}":>16}'
+        lines.append(f'{row["policy"]:<{width}}{row["task"]:<15}{row["score"]:>7.1f}{f"{low:.1f} - {high:.1f}":>16}'
                      f'{row["paper"]:>7.1f}{row["episodes"]:>10}{reached:>12}{took:>18}  {failures}')
     return '\n'.join(lines)

@@ -217,12 +217,13 @@ def _row(policy: str, task: str, records: Sequence[Mapping[str, Any]]) -> dict[s
 
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
     """The results as a table for people."""
-    lines = [f'{"policy":<14}{"task":<15}{"score":>7}{"95 % interval":>16}{"paper":>7}{"legacy":>8}{"episodes":>10}'
+    width = max(14, *(len(row['policy']) + 2 for row in rows))
+    lines = [f'{"policy":<{width}}{"task":<15}{"score":>7}{"95 % interval":>16}{"paper":>7}{"legacy":>8}{"episodes":>10}'
              f'{"displaced (score)":>19}  failures']
     for row in rows:
         low, high = row['ci95']
         failures = ', '.join(f'{count} {name}' for name, count in row['failures'].items()) or 'none'
         displaced = f'{row["displaced"]} ({row["displaced_score"]:.1f})' if row['displaced'] else '0'
-        lines.append(f'{row["policy"]:<14}{row["task"]:<15}{row["score"]:>7.1f}{f"{low:.1f} - {high:.1f}":>16}'
+        lines.append(f'{row["policy"]:<{width}}{row["task"]:<15}{row["score"]:>7.1f}{f"{low:.1f} - {high:.1f}":>16}'
                      f'{row["paper"]:>7.1f}{row["legacy_score"]:>8.1f}{row["episodes"]:>10}{displaced:>19}  {failures}')
     return '\n'.join(lines)
