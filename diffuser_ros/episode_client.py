@@ -15,6 +15,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
 from diffuser_core.evaluate.recording import RecordingError
+from diffuser_ros.lifetime import start_ros
 
 __all__ = ['ANSWER_TIMEOUT', 'EpisodeClient', 'EpisodeError', 'run_client']
 
@@ -75,12 +76,7 @@ C = TypeVar('C', bound=EpisodeClient)
 def run_client(name: str, args: list[str] | None, make: Callable[[], C], work: Callable[[C], Callable[[], None]]) -> int:
     """Make a node and let `work` run with it; what that returns is called when ROS is shut down. Returns the exit code: 0, 1
     after one sentence on stderr, or 130 if it was interrupted."""
-    # rclpy's own handler, installed next, closes ROS on SIGINT; a KeyboardInterrupt could strike inside its C++ code.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        rclpy.init(args=args)
-    except RuntimeError as error:
-        print(f'{name}: the ROS arguments cannot be used: {str(error).splitlines()[0]}', file=sys.stderr)
+    if not start_ros(name, args):
         return 1
     node = None
     try:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ['MINARI_PREFIX', 'EpisodeData', 'load_episodes', 'segments_of']
+__all__ = ['MINARI_PREFIX', 'EpisodeData', 'datasets_path', 'load_episodes', 'segments_of']
 
 Episode = tuple[NDArray[Any], NDArray[Any], NDArray[np.int64] | None]
 
@@ -71,7 +71,7 @@ def load_episodes(path: str | Path, *, whole: bool = False) -> EpisodeData:
     if len(found) != 1:
         raise FileNotFoundError(f'{folder} must hold one data set, as `collect` writes it, but holds {len(found)}')
     name = str(found[0].relative_to(folder))
-    with _datasets_path(folder):
+    with datasets_path(folder):
         try:
             return _read(minari.load_dataset(name), str(found[0]), whole)
         except (OSError, KeyError) as error:
@@ -160,7 +160,7 @@ def _describe(dataset: Any, actions: int, observations: int, where: str) -> tupl
 
 
 @contextmanager
-def _datasets_path(path: Path) -> Iterator[None]:
+def datasets_path(path: Path) -> Iterator[None]:
     """Point Minari at a folder for the time of the block."""
     before = os.environ.get('MINARI_DATASETS_PATH')
     os.environ['MINARI_DATASETS_PATH'] = str(path.resolve())

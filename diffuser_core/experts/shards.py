@@ -17,9 +17,8 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffuser_core.data.episodes import datasets_path
 from diffuser_core.workers import available_cores, follow_parent
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _assemble(out: Path, recipe: Recipe, shards: list[Path]) -> None:
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
     dataset = None
-    with _datasets_path(building), warnings.catch_warnings():
+    with datasets_path(building), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for path in shards:
             with np.load(path) as columns:
@@ -198,17 +198,3 @@ def _assemble(out: Path, recipe: Recipe, shards: list[Path]) -> None:
 def _with_last(values: NDArray[Any]) -> NDArray[Any]:
     """The rows and the last one again: Minari wants one observation and one info more than actions."""
     return np.concatenate([values, values[-1:]])
-
-
-@contextmanager
-def _datasets_path(path: Path) -> Iterator[None]:
-    """Point Minari at a folder for the time of the block."""
-    before = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = str(path.resolve())
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["MINARI_DATASETS_PATH"]
-        else:
-            os.environ["MINARI_DATASETS_PATH"] = before

@@ -12,23 +12,18 @@ Once an episode has ended the simulation stands still until it is reset.
 
 from __future__ import annotations
 
-import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rclpy
 from builtin_interfaces.msg import Time as Stamp
 from diffuser_msgs.msg import GymEpisodeStatus, NamedVector
 from diffuser_msgs.srv import ResetEpisode
 from numpy.typing import NDArray
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock as ClockMessage
@@ -38,6 +33,7 @@ from visualization_msgs.msg import MarkerArray
 
 from diffuser_ros.bridges.gym_robot import EnvError, GymRobot, Recording, parse_kwargs
 from diffuser_ros.conversions import joint_state, nanoseconds
+from diffuser_ros.lifetime import run_bridge
 from diffuser_ros.markers import box_markers
 from diffuser_ros.qos import CLOCK_QOS, COMMAND_QOS, EVENT_QOS, LATCHED_QOS, STATE_QOS
 from diffuser_ros.vectors import named_vector, ordered
@@ -285,29 +281,11 @@ class GymBridge(Node):
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the bridge until it is interrupted or terminated; the exit code is 1, after one sentence, if it cannot start."""
-    # rclpy's own handler, installed next, closes ROS on SIGINT; a KeyboardInterrupt could strike inside its C++ code.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        rclpy.init(args=args)
-    except RuntimeError as error:
-        print(f'{NAME}: the ROS arguments cannot be used: {str(error).splitlines()[0]}', file=sys.stderr)
-        return 1
-    node = None
-    try:
-        node = GymBridge()
-        print(f'{NAME}: {node.describe()}', flush=True)
-        rclpy.spin(node)
-    except ExternalShutdownException:
-        pass
-    except (EnvError, ParameterException) as error:
-        print(f'{NAME}: {error}', file=sys.stderr)
-        return 1
-    except Exception:
-        if rclpy.ok():  # otherwise a signal has closed ROS in the middle of a callback, and this is what it got to see
-            raise
-    finally:
-        if node is not None:
-            node.destroy_node()
-        rclpy.try_shutdown()
-    return 0
+    """Run the bridge; returns the exit code: see `run_bridge`."""
+    return run_bridge(NAME, args, _announced, EnvError)
+
+
+def _announced() -> GymBridge:
+    node = GymBridge()
+    print(f'{NAME}: {node.describe()}', flush=True)
+    return node

@@ -10,21 +10,17 @@ advances one control tick with the command's first point, and publishes the next
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import rclpy
 from builtin_interfaces.msg import Time as Stamp
 from diffuser_msgs.msg import EpisodeStatus, GripperCommand, ObjectStates
 from diffuser_msgs.srv import ResetEpisode
 from rcl_interfaces.msg import IntegerRange, ParameterDescriptor
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.time import Time
 from sensor_msgs.msg import JointState
@@ -35,6 +31,7 @@ from diffuser_core.envs.kuka_stack import EPISODE_STEPS, LIMIT_SLACK, SUBSTEP, S
 from diffuser_core.envs.stacking import BLOCKS, TICK, format_relation
 from diffuser_core.envs.stacking_tasks import draw_task
 from diffuser_ros.conversions import joint_state, nanoseconds, object_states
+from diffuser_ros.lifetime import run_bridge
 from diffuser_ros.qos import COMMAND_QOS, EVENT_QOS, STATE_QOS
 
 __all__ = ['BridgeError', 'KukaBridge', 'TrajectoryCommand', 'main']
@@ -301,28 +298,5 @@ class KukaBridge(Node):
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the bridge until it is interrupted or terminated; the exit code is 1, after one sentence, if it cannot start."""
-    # rclpy's own handler, installed next, closes ROS on SIGINT; a KeyboardInterrupt could strike inside its C++ code.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        rclpy.init(args=args)
-    except RuntimeError as error:
-        print(f'kuka_bridge: the ROS arguments cannot be used: {str(error).splitlines()[0]}', file=sys.stderr)
-        return 1
-    node = None
-    try:
-        node = KukaBridge()
-        rclpy.spin(node)
-    except ExternalShutdownException:
-        pass
-    except (BridgeError, ParameterException) as error:
-        print(f'kuka_bridge: {error}', file=sys.stderr)
-        return 1
-    except Exception:
-        if rclpy.ok():  # otherwise a signal has closed ROS in the middle of a callback, and this is what it got to see
-            raise
-    finally:
-        if node is not None:
-            node.destroy_node()
-        rclpy.try_shutdown()
-    return 0
+    """Run the bridge; returns the exit code: see `run_bridge`."""
+    return run_bridge('kuka_bridge', args, KukaBridge, BridgeError)
