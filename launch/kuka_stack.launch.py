@@ -5,24 +5,11 @@ Everything shuts down when the last episode has been reported, or when a part of
     ros2 launch diffuser_ros kuka_stack.launch.py task:=relations relations:='red on green, blue on red'
 """
 
-import os
-import shlex
 from pathlib import Path
 
-from launch.actions import (
-    DeclareLaunchArgument,
-    EmitEvent,
-    OpaqueFunction,
-    RegisterEventHandler,
-    SetEnvironmentVariable,
-)
-from launch.event_handlers import OnProcessExit
-from launch.events import Shutdown
-from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
-from launch_ros.parameter_descriptions import ParameterValue
 
-from launch import LaunchDescription
+from diffuser_ros.launch_parts import Arguments, description, end_together, folder, text
 
 ARGUMENTS = {
     'gui': ('false', 'open a window that shows the simulation (true or false)'),
@@ -40,43 +27,21 @@ CONFIG = Path(__file__).parents[1] / 'config' / 'kuka_planner.yaml'
 
 
 def nodes(context):
-    """The three nodes; when one of them ends, for good or ill, so does everything."""
-    given = {name: LaunchConfiguration(name).perform(context).strip() for name in ARGUMENTS}
-    changed = [f'{name}:={value}' for name, value in given.items() if value != ARGUMENTS[name][0]]
-    for name in ('checkpoint', 'out'):
-        if given[name]:
-            given[name] = os.path.abspath(os.path.expanduser(given[name]))
-    flags = {}
-    for name in ('gui', 'realtime', 'video'):
-        if given[name].lower() not in ('true', 'false'):
-            raise RuntimeError(f'{name}:={given[name]} is not understood: it must be true or false')
-        flags[name] = given[name].lower() == 'true'
-    numbers = {}
-    for name in ('episodes', 'seed'):
-        if not given[name].isdecimal():
-            raise RuntimeError(f'{name}:={given[name]} is not understood: it must be a whole number, 0 or greater')
-        numbers[name] = int(given[name])
-    words = {name: ParameterValue(given[name], value_type=str) for name in ('task', 'relations', 'checkpoint', 'out')}
-    command = shlex.join(['ros2', 'launch', 'diffuser_ros', Path(__file__).name, *changed])
-
+    """Bridge, planner and episodes."""
+    given = Arguments(context, ARGUMENTS)
+    realtime, seed = given.flag('realtime'), given.number('seed')
+    checkpoint, out = text(folder(given['checkpoint'])), text(folder(given['out']))
     bridge = Node(package='diffuser_ros', executable='kuka_bridge', name='kuka_bridge', output='screen',
-                  parameters=[{'realtime': flags['realtime'], 'gui': flags['gui'], 'seed': numbers['seed']}])
+                  parameters=[{'realtime': realtime, 'gui': given.flag('gui'), 'seed': seed}])
     planner = Node(package='diffuser_ros', executable='planner_node', name='diffuser_planner', output='screen',
-                   parameters=[str(CONFIG), {'checkpoint': words['checkpoint'], 'lock_step': not flags['realtime']}])
+                   parameters=[str(CONFIG), {'checkpoint': checkpoint, 'lock_step': not realtime}])
     episode = Node(package='diffuser_ros', executable='episode_node', name='episode', output='screen',
-                   parameters=[{**numbers, 'task': words['task'], 'relations': words['relations'], 'out': words['out'],
-                                'video': flags['video'], 'realtime': flags['realtime'],
-                                'command': ParameterValue(command, value_type=str)}])
-    ends = [(episode, 'the episodes have ended'), (bridge, 'the bridge has ended'), (planner, 'the planner has ended')]
-    handlers = [OnProcessExit(target_action=node, on_exit=[EmitEvent(event=Shutdown(reason=reason))])
-                for node, reason in ends]
-    return [*map(RegisterEventHandler, handlers), bridge, planner, episode]
+                   parameters=[{'episodes': given.number('episodes'), 'seed': seed, 'task': text(given['task']),
+                                'relations': text(given['relations']), 'out': out, 'video': given.flag('video'),
+                                'realtime': realtime, 'command': text(given.command(__file__))}])
+    return end_together({'the episodes have ended': episode, 'the bridge has ended': bridge, 'the planner has ended': planner})
 
 
 def generate_launch_description():
-    """Declare the arguments, keep discovery on this machine unless the user says otherwise, start the nodes."""
-    arguments = [DeclareLaunchArgument(name, default_value=default, description=description)
-                 for name, (default, description) in ARGUMENTS.items()]
-    discovery = 'ROS_AUTOMATIC_DISCOVERY_RANGE'
-    local = [] if discovery in os.environ else [SetEnvironmentVariable(discovery, 'LOCALHOST')]
-    return LaunchDescription([*arguments, *local, OpaqueFunction(function=nodes)])
+    """The arguments and the nodes."""
+    return description(ARGUMENTS, nodes)

@@ -8,24 +8,11 @@ While it drives, the goal can be changed by the planner's service ~/set_goal, wi
 two values in metres.
 """
 
-import os
-import shlex
 from pathlib import Path
 
-from launch.actions import (
-    DeclareLaunchArgument,
-    EmitEvent,
-    OpaqueFunction,
-    RegisterEventHandler,
-    SetEnvironmentVariable,
-)
-from launch.event_handlers import OnProcessExit
-from launch.events import Shutdown
-from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
-from launch_ros.parameter_descriptions import ParameterValue
 
-from launch import LaunchDescription
+from diffuser_ros.launch_parts import Arguments, description, end_together, folder, text
 
 SIZES = {'umaze': 'UMaze', 'medium': 'Medium', 'large': 'Large', 'u': 'UMaze', 'm': 'Medium', 'l': 'Large'}
 ARGUMENTS = {
@@ -43,51 +30,26 @@ CONFIG = Path(__file__).parents[1] / 'config'
 
 
 def nodes(context):
-    """The three nodes; when one of them ends, for good or ill, so does everything."""
-    given = {name: LaunchConfiguration(name).perform(context).strip() for name in ARGUMENTS}
-    changed = [f'{name}:={value}' for name, value in given.items() if value != ARGUMENTS[name][0]]
+    """Bridge, planner and episodes."""
+    given = Arguments(context, ARGUMENTS)
     if given['size'] not in SIZES:
         raise RuntimeError(f'size:={given["size"]} is not understood: it must be umaze, medium or large')
-    flags = {}
-    for name in ('multi_task', 'realtime', 'video'):
-        if given[name].lower() not in ('true', 'false'):
-            raise RuntimeError(f'{name}:={given[name]} is not understood: it must be true or false')
-        flags[name] = given[name].lower() == 'true'
-    numbers = {}
-    for name in ('episodes', 'seed'):
-        if not given[name].isdecimal():
-            raise RuntimeError(f'{name}:={given[name]} is not understood: it must be a whole number, 0 or greater')
-        numbers[name] = int(given[name])
-    title = SIZES[given['size']]
-    checkpoint = given['checkpoint'] or str(CONFIG / 'checkpoints' / f'maze2d_{title.lower()}')
-    out = os.path.abspath(os.path.expanduser(given['out']))
-    env = f'diffuser/{"Multi2D" if flags["multi_task"] else "Maze2D"}-{title}-v0'
-    command = shlex.join(['ros2', 'launch', 'diffuser_ros', Path(__file__).name, *changed])
-
-    def words(text):
-        return ParameterValue(text, value_type=str)
-
+    title, realtime, seed = SIZES[given['size']], given.flag('realtime'), given.number('seed')
+    checkpoint = folder(given['checkpoint']) or str(CONFIG / 'checkpoints' / f'maze2d_{title.lower()}')
+    env = f'diffuser/{"Multi2D" if given.flag("multi_task") else "Maze2D"}-{title}-v0'
+    out = folder(given['out'])
     bridge = Node(package='diffuser_ros', executable='gym_bridge', name='gym_bridge', output='screen',
-                  parameters=[{'env': words(env), 'seed': numbers['seed'], 'realtime': flags['realtime'],
-                               'recording': words(os.path.join(out, '.episode.npz'))}])
+                  parameters=[{'env': text(env), 'seed': seed, 'realtime': realtime,
+                               'recording': text(f'{out}/.episode.npz')}])
     planner = Node(package='diffuser_ros', executable='planner_node', name='diffuser_planner', output='screen',
-                   parameters=[str(CONFIG / 'maze_planner.yaml'),
-                               {'checkpoint': words(os.path.abspath(os.path.expanduser(checkpoint))),
-                                'lock_step': not flags['realtime']}])
+                   parameters=[str(CONFIG / 'maze_planner.yaml'), {'checkpoint': text(checkpoint), 'lock_step': not realtime}])
     episode = Node(package='diffuser_ros', executable='gym_episode_node', name='episode', output='screen',
-                   parameters=[{**numbers, 'env': words(env), 'driver': words('planner'), 'goal': words(given['goal']),
-                                'out': words(out), 'video': flags['video'], 'realtime': flags['realtime'],
-                                'command': words(command)}])
-    ends = [(episode, 'the episodes have ended'), (bridge, 'the bridge has ended'), (planner, 'the planner has ended')]
-    handlers = [OnProcessExit(target_action=node, on_exit=[EmitEvent(event=Shutdown(reason=reason))])
-                for node, reason in ends]
-    return [*map(RegisterEventHandler, handlers), bridge, planner, episode]
+                   parameters=[{'episodes': given.number('episodes'), 'seed': seed, 'env': text(env), 'driver': text('planner'),
+                                'goal': text(given['goal']), 'out': text(out), 'video': given.flag('video'),
+                                'realtime': realtime, 'command': text(given.command(__file__))}])
+    return end_together({'the episodes have ended': episode, 'the bridge has ended': bridge, 'the planner has ended': planner})
 
 
 def generate_launch_description():
-    """Declare the arguments, keep discovery on this machine unless the user says otherwise, start the nodes."""
-    arguments = [DeclareLaunchArgument(name, default_value=default, description=description)
-                 for name, (default, description) in ARGUMENTS.items()]
-    discovery = 'ROS_AUTOMATIC_DISCOVERY_RANGE'
-    local = [] if discovery in os.environ else [SetEnvironmentVariable(discovery, 'LOCALHOST')]
-    return LaunchDescription([*arguments, *local, OpaqueFunction(function=nodes)])
+    """The arguments and the nodes."""
+    return description(ARGUMENTS, nodes)

@@ -6,24 +6,9 @@ There is no planner here yet for robots other than those of kuka_stack.launch.py
     ros2 launch diffuser_ros mujoco.launch.py env:=Hopper-v5 realtime:=false episodes:=3
 """
 
-import os
-import shlex
-from pathlib import Path
-
-from launch.actions import (
-    DeclareLaunchArgument,
-    EmitEvent,
-    OpaqueFunction,
-    RegisterEventHandler,
-    SetEnvironmentVariable,
-)
-from launch.event_handlers import OnProcessExit
-from launch.events import Shutdown
-from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
-from launch_ros.parameter_descriptions import ParameterValue
 
-from launch import LaunchDescription
+from diffuser_ros.launch_parts import Arguments, description, end_together, folder, text
 
 ARGUMENTS = {
     'env': ('Hopper-v5', "id of the environment; 'package:Id-v0' imports the package first"),
@@ -39,41 +24,20 @@ ARGUMENTS = {
 
 
 def nodes(context):
-    """The two nodes; when one of them ends, for good or ill, so does everything."""
-    given = {name: LaunchConfiguration(name).perform(context).strip() for name in ARGUMENTS}
-    changed = [f'{name}:={value}' for name, value in given.items() if value != ARGUMENTS[name][0]]
+    """Bridge and episodes."""
+    given = Arguments(context, ARGUMENTS)
     if given['driver'] not in ('random', 'external'):
         raise RuntimeError(f'driver:={given["driver"]} is not understood: it must be random or external')
-    flags = {}
-    for name in ('realtime', 'publish_clock', 'video'):
-        if given[name].lower() not in ('true', 'false'):
-            raise RuntimeError(f'{name}:={given[name]} is not understood: it must be true or false')
-        flags[name] = given[name].lower() == 'true'
-    numbers = {}
-    for name in ('episodes', 'seed'):
-        if not given[name].isdecimal():
-            raise RuntimeError(f'{name}:={given[name]} is not understood: it must be a whole number, 0 or greater')
-        numbers[name] = int(given[name])
-    out = os.path.abspath(os.path.expanduser(given['out']))
-    command = shlex.join(['ros2', 'launch', 'diffuser_ros', Path(__file__).name, *changed])
-    words = {name: ParameterValue(given[name], value_type=str) for name in ('env', 'kwargs', 'driver')}
-    recording = ParameterValue(os.path.join(out, '.episode.npz'), value_type=str)
+    out, shared = folder(given['out']), {'env': text(given['env']), 'kwargs': text(given['kwargs']), 'seed': given.number('seed'),
+                                         'realtime': given.flag('realtime')}
     bridge = Node(package='diffuser_ros', executable='gym_bridge', name='gym_bridge', output='screen',
-                  parameters=[{'env': words['env'], 'kwargs': words['kwargs'], 'seed': numbers['seed'],
-                               'realtime': flags['realtime'], 'publish_clock': flags['publish_clock'], 'recording': recording}])
+                  parameters=[{**shared, 'publish_clock': given.flag('publish_clock'), 'recording': text(f'{out}/.episode.npz')}])
     episode = Node(package='diffuser_ros', executable='gym_episode_node', name='episode', output='screen',
-                   parameters=[{**numbers, **words, 'out': ParameterValue(out, value_type=str), 'video': flags['video'],
-                                'realtime': flags['realtime'], 'command': ParameterValue(command, value_type=str)}])
-    ends = [(episode, 'the episodes have ended'), (bridge, 'the bridge has ended')]
-    handlers = [OnProcessExit(target_action=node, on_exit=[EmitEvent(event=Shutdown(reason=reason))])
-                for node, reason in ends]
-    return [*map(RegisterEventHandler, handlers), bridge, episode]
+                   parameters=[{**shared, 'episodes': given.number('episodes'), 'driver': text(given['driver']), 'out': text(out),
+                                'video': given.flag('video'), 'command': text(given.command(__file__))}])
+    return end_together({'the episodes have ended': episode, 'the bridge has ended': bridge})
 
 
 def generate_launch_description():
-    """Declare the arguments, keep discovery on this machine unless the user says otherwise, start the nodes."""
-    arguments = [DeclareLaunchArgument(name, default_value=default, description=description)
-                 for name, (default, description) in ARGUMENTS.items()]
-    discovery = 'ROS_AUTOMATIC_DISCOVERY_RANGE'
-    local = [] if discovery in os.environ else [SetEnvironmentVariable(discovery, 'LOCALHOST')]
-    return LaunchDescription([*arguments, *local, OpaqueFunction(function=nodes)])
+    """The arguments and the nodes."""
+    return description(ARGUMENTS, nodes)
