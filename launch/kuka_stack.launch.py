@@ -39,7 +39,7 @@ def nodes(context):
                    parameters=[{'episodes': given.number('episodes'), 'seed': seed, 'task': text(given['task']),
                                 'relations': text(given['relations']), 'out': out, 'video': given.flag('video'),
                                 'realtime': realtime, 'command': text(given.command(__file__))}])
-    return end_together({'the episodes have ended': episode, 'the bridge has ended': bridge, 'the planner has ended': planner})
+    return end_together({'the bridge has ended': bridge, 'the planner has ended': planner, 'the episodes have ended': episode})
 
 
 def generate_launch_description():

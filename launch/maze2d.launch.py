@@ -47,7 +47,7 @@ def nodes(context):
                    parameters=[{'episodes': given.number('episodes'), 'seed': seed, 'env': text(env), 'driver': text('planner'),
                                 'goal': text(given['goal']), 'out': text(out), 'video': given.flag('video'),
                                 'realtime': realtime, 'command': text(given.command(__file__))}])
-    return end_together({'the episodes have ended': episode, 'the bridge has ended': bridge, 'the planner has ended': planner})
+    return end_together({'the bridge has ended': bridge, 'the planner has ended': planner, 'the episodes have ended': episode})
 
 
 def generate_launch_description():

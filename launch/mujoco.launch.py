@@ -35,7 +35,7 @@ def nodes(context):
     episode = Node(package='diffuser_ros', executable='gym_episode_node', name='episode', output='screen',
                    parameters=[{**shared, 'episodes': given.number('episodes'), 'driver': text(given['driver']), 'out': text(out),
                                 'video': given.flag('video'), 'command': text(given.command(__file__))}])
-    return end_together({'the episodes have ended': episode, 'the bridge has ended': bridge})
+    return end_together({'the bridge has ended': bridge, 'the episodes have ended': episode})
 
 
 def generate_launch_description():

@@ -213,3 +213,13 @@ def test_without_a_bridge_the_episode_node_says_so(processes, monkeypatch, capsy
     assert episode_node.main(['--ros-args', '-p', f'out:={processes.folder}', '-p', 'video:=false']) == 1
     assert time.monotonic() - began > 1.0
     assert capsys.readouterr().err.count('kuka_bridge') > 0
+
+
+@pytest.mark.parametrize('script', sorted(path.name for path in (ROOT / 'scripts' / 'diffuser_ros').iterdir()))
+def test_an_interrupt_while_a_node_still_loads_ends_it_without_a_word(processes, script):
+    """Loading PyTorch takes seconds, in which a launch may already be shutting down."""
+    process = processes.node(script)
+    time.sleep(0.4)
+    process.send_signal(signal.SIGINT)
+    process.wait(DEADLINE)
+    assert 'Traceback' not in processes.output(script)
