@@ -11,7 +11,7 @@ from minari.data_collector import EpisodeBuffer
 
 from diffuser_core.config import load_config
 from diffuser_core.data.episodes import load_episodes
-from diffuser_core.envs.maze_layout import CHANNELS, FORCES
+from diffuser_core.envs.maze_layout import CHANNELS, FORCES, LAYOUTS
 from diffuser_core.envs.point_maze import PointMazeEnv
 from diffuser_core.experts import waypoint
 from diffuser_core.experts.collect_mazes import collect_maze
@@ -61,6 +61,26 @@ def test_journeys_do_not_overlap_and_leave_out_those_that_were_interrupted(data)
     lengths = np.diff(data.bounds, axis=1)[:, 0]
     assert lengths.sum() == len(data.observations) < 3000 + len(data)
     assert (data.bounds[1:, 0] == data.bounds[:-1, 1]).all()
+
+
+def test_some_journeys_begin_at_speed_because_the_one_before_was_broken_off(data):
+    columns = waypoint.journeys('umaze', waypoint.REACH_RANGE, 1500, range(SEED, SEED + 2), lambda: False)
+    broken_off = np.diff(columns['journey'] == -1, prepend=0) == 1
+    assert broken_off.sum() > 2  # more than the two drives' ends
+    starts = data.observations[data.bounds[:, 0], 4:]
+    assert np.hypot(*starts.T).max() > 1.0
+
+
+def test_d4rls_controller_turns_to_the_next_waypoint_a_tick_after_it_came_within_reach():
+    observation = np.array([1.0, 1.95, 0.0, 0.0])  # within 0.1 m of the first waypoint, (1, 2); the next is (1, 3)
+    forces = {}
+    for reach in (None, waypoint.D4RL_REACH):
+        controller = waypoint.WaypointController(LAYOUTS['umaze'], reach)
+        controller.start((1.0, 1.0), (1.0, 3.0))
+        forces[reach] = [controller.act(observation).tolist() for _ in range(2)]
+    towards_first, towards_next = [0.0, pytest.approx(0.5)], [0.0, 1.0]
+    assert forces[None] == [towards_first, towards_next]
+    assert forces[waypoint.D4RL_REACH] == [towards_next, towards_next]
 
 
 def test_whole_episodes_are_drives(folder, data):

@@ -190,6 +190,25 @@ def test_in_real_time_a_command_that_stops_coming_gives_way_to_the_neutral_actio
     assert rig.peer.statuses[-1].step > rig.peer.statuses[-1].timeouts
 
 
+def test_in_real_time_a_command_from_before_the_reset_does_not_begin_the_episode(session):
+    rig = Rig(session, env=MAZE, realtime=True)
+    rig.reset(0)
+    rig.peer.command.publish(named_vector(FORCES, np.array([1.0, 0.0]), Time(nanosec=1)))
+    session.spin(0.2)
+    assert rig.status.step == 0
+    rig.peer.command.publish(named_vector(FORCES, np.array([1.0, 0.0]), rig.peer.states[-1].header.stamp))
+    session.until(lambda: rig.status.step > 0, 'the first step')
+
+
+def test_in_lock_step_a_state_that_nobody_answers_is_published_again(session, monkeypatch):
+    monkeypatch.setattr('diffuser_ros.bridges.gym.ANSWER_TIMEOUT', 0.1)
+    rig = Rig(session, env=MAZE, realtime=False)
+    rig.reset(0)
+    heard, stamp = len(rig.peer.states), rig.peer.states[-1].header.stamp
+    session.until(lambda: len(rig.peer.states) > heard, 'the state again')
+    assert rig.peer.states[-1].header.stamp == stamp and rig.status.step == 0
+
+
 def test_a_mujoco_robot_publishes_its_joints_and_the_clock(session):
     rig = Rig(session, env='Hopper-v5', realtime=False, publish_clock=True)
     rig.reset(0)

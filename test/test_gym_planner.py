@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from builtin_interfaces.msg import Time
 from checkpoints import untrained_maze
 from diffuser_msgs.msg import GoalStatus, NamedVector, Plan, PlannerStats
@@ -23,8 +24,9 @@ from std_srvs.srv import SetBool, Trigger
 from visualization_msgs.msg import Marker, MarkerArray
 
 from diffuser_core.envs.maze_layout import CHANNELS, FORCES, LAYOUTS
-from diffuser_core.envs.maze_policy import MazePolicy
+from diffuser_core.envs.maze_policy import MazeGoal, MazePolicy
 from diffuser_core.planner import Planner
+from diffuser_core.shipped import checkpoint_folder
 from diffuser_ros import gym_episode_node
 from diffuser_ros.episode_client import EpisodeError
 from diffuser_ros.gym_episode_results import GymSettings
@@ -293,6 +295,69 @@ def test_episodes_that_are_broken_off_leave_no_recording(tmp_path, error):
     with pytest.raises(type(error)):
         gym_episode_node._run(SimpleNamespace(settings=settings, run=run))
     assert not list(tmp_path.iterdir())
+
+
+def test_states_that_stop_coming_are_noticed_and_the_ball_is_let_go(session, policy):
+    rig = Rig(session, policy, state_timeout=0.2)
+    rig.publish()
+    session.spin(0.1)
+    assert rig.goal((3.0, 1.0)).success
+
+    def driven():
+        rig.publish()
+        session.spin(0.01)
+        return bool(rig.ball.commands)
+
+    session.until(driven, 'a command')
+    session.until(lambda: rig.ball.stats[-1].reason == PlannerStats.STALE_STATE, 'a stale state')
+    session.until(lambda: list(rig.ball.commands[-1].values) == [0.0, 0.0], 'no force')
+
+
+def test_in_lock_step_no_tick_is_late_however_long_it_takes(rig, policy):
+    act = policy.act
+    policy.act = lambda observation, now: (time.sleep(0.05), act(observation, now))[1]  # five ticks' time
+    rig.step()
+    rig.goal((3.0, 1.0))
+    stats = [rig.step()[0] for _ in range(3)][-1]
+    assert stats.latency_ms > 10.0 and stats.late_ticks == 0
+
+
+def test_planning_beside_the_ticks_has_the_threads_it_was_given():
+    seen, planned = [], threading.Event()
+
+    class Counting:
+        def replan(self, observation, now):
+            seen.append(torch.get_num_threads())
+            planned.set()
+
+        def command(self, observation, now):
+            return None
+
+    beside = Beside(Counting(), interval=0.0, threads=3)
+    try:
+        beside.decide({}, 0.0)
+        assert planned.wait(20.0)
+    finally:
+        beside.close()
+    assert seen[0] == 3
+
+
+def test_the_parameters_reach_the_planner_which_is_warmed_up():
+    """Nothing is compiled any more when the first goal comes."""
+    parameters = PlannerParameters(checkpoint=str(checkpoint_folder('maze2d_umaze')), backend='openvino', steps=4, warm_steps=2,
+                                   warm_level=0.4, seed=5)
+    policy = load_policy(parameters)
+    assert (policy.replans, policy.goal) == (0, None)
+    compiled = policy.planner._denoiser.network._requests
+    ready = set(compiled)
+    observation = dict(zip(CHANNELS, START))
+    policy.set_goal(MazeGoal(3.0, 1.0), observation)
+    first = policy.act(observation, 0.0).plan
+    policy._horizon.restart(first)
+    again = policy._horizon.update(policy.planner.channels.vector(observation), policy._conditions(np.array([3.0, 1.0])), 0.0)
+    assert set(compiled) == ready
+    assert (len(first.provenance['levels']), len(again.provenance['levels'])) == (4, 2)
+    assert again.provenance['levels'][0] < 0.4 * 64
 
 
 # ---- Launches --------------------------------------------------------------------------------------------------------

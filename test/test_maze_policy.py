@@ -186,6 +186,22 @@ def test_a_plan_that_crosses_a_wall_is_drawn_again_from_noise():
     assert planner.warm == []
 
 
+def test_plans_are_followed_smoothed_the_first_and_later_ones():
+    def jagged(t0, arrive):
+        plan = straight((1.0, 1.0), (1.0, 3.0), t0=t0, arrive=arrive)
+        plan.values[1:-1, 2] += 0.05 * (-1.0) ** np.arange(len(plan.values) - 2)
+        return plan
+
+    plans = [jagged(0.0, 12), jagged(TICK, 8)]
+    policy = MazePolicy(Scripted(plans), LAYOUTS['umaze'], candidates=1)
+    policy.set_goal(MazeGoal(1.0, 3.0), START)
+    for tick, raw in enumerate(plans):
+        plan = policy.act(START, tick * TICK).plan
+        assert same(plan, raw)
+        np.testing.assert_allclose(plan.values[:, 2:4], Smoothing(16, 0.04)(raw.values[:, 2:4], raw.values[:, 4:]))
+        assert np.abs(plan.values[:, 2] - 1.0).max() < 0.01
+
+
 def test_a_new_goal_starts_a_new_plan_from_noise():
     plans = [straight((1.0, 1.0), (1.0, 3.0)), straight((1.0, 1.0), (1.0, 3.0), arrive=3), straight((1.0, 1.0), (1.0, 2.0))]
     planner = Scripted(plans)
