@@ -16,6 +16,7 @@ from diffuser_core.envs.stacking_goal import GoalError, StackingGoal
 from diffuser_core.envs.stacking_tasks import TASKS, StackingTask, draw_task
 from diffuser_core.evaluate.recording import EpisodeLog, write_json, write_plot, write_video
 from diffuser_core.evaluate.records import EpisodeWatch
+from diffuser_core.evaluate.statistics import quantiles
 
 __all__ = ['RECORDS', 'EpisodeResult', 'Settings', 'append_record', 'line', 'write_results']
 
@@ -108,8 +109,7 @@ def write_results(settings: Settings, results: Sequence[EpisodeResult], *, devic
     """Write summary.json, plan_vs_executed.png and, if asked, episode.mp4 (of the first episode), and say so."""
     records = [result.record() for result in results]
     latencies = [ms for result in results for ms in result.latencies]
-    quantiles = np.percentile(latencies, (50, 99)).round(3).tolist() if latencies else (None, None)
-    latency = dict(zip(('p50', 'p99'), quantiles))
+    latency = quantiles(latencies, 3)
     scores = [record['score'] for record in records]
     summary = {
         'command': settings.command, 'version': __version__, 'seed_start': settings.seed, 'episodes': len(results),

@@ -13,6 +13,7 @@ from diffuser_msgs.msg import GymEpisodeStatus, PlannerStats
 
 from diffuser_core import __version__
 from diffuser_core.evaluate.recording import write_json
+from diffuser_core.evaluate.statistics import quantiles
 
 __all__ = ['DRIVERS', 'GymEpisode', 'GymSettings', 'describe', 'parse_goal', 'write_summary']
 
@@ -72,17 +73,12 @@ class GymEpisode:
                 'terminated': status.terminated, 'goal': dict(zip(status.goal_names, map(float, status.goal_values))),
                 'reached_at': self.reached_at, 'replans': stats.replans if stats else 0,
                 'late_ticks': stats.late_ticks if stats else 0, 'clamped': stats.clamped if stats else 0,
-                'latency_ms': _quantiles(self.latencies), 'clipped': status.clipped, 'refused': status.refused,
+                'latency_ms': quantiles(self.latencies, 3), 'clipped': status.clipped, 'refused': status.refused,
                 'timeouts': status.timeouts}
 
 
 def _known(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-def _quantiles(latencies: Sequence[float]) -> dict[str, float | None]:
-    values = np.percentile(latencies, (50, 99)).round(3).tolist() if len(latencies) else (None, None)
-    return dict(zip(('p50', 'p99'), values))
 
 
 def describe(record: Mapping[str, Any]) -> str:
@@ -109,7 +105,7 @@ def write_summary(settings: GymSettings, episodes: Sequence[GymEpisode], *, devi
         'legacy_score': None, 'episode_return': float(np.mean(returns)), 'returns': returns,
         **{name: sum(r[name] for r in records) for name in ('ticks', 'replans', 'late_ticks', 'clamped', 'clipped', 'refused',
                                                            'timeouts')},
-        'latency_ms': _quantiles([ms for episode in episodes for ms in episode.latencies])}
+        'latency_ms': quantiles([ms for episode in episodes for ms in episode.latencies], 3)}
     write_json(settings.out / 'summary.json', summary)
     mean = f', mean of {len(records)} episodes' if len(records) > 1 else ''
     print(f'driven by {DRIVERS[settings.driver]}\n'

@@ -62,7 +62,7 @@ class PlannerNode(Node):
         try:
             self._settings = declare_parameters(self)
             self._robot: Robot = robot_for(self._settings)
-            self._policy = load_policy(self._settings) if policy is None else policy
+            self._policy = load_policy(self._settings, self._robot) if policy is None else policy
         except StartError:
             self.destroy_node()
             raise

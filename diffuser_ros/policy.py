@@ -53,14 +53,17 @@ def robot_for(parameters: PlannerParameters) -> Robot:
         raise StartError(str(error)) from error
 
 
-def load_policy(parameters: PlannerParameters) -> Policy:
-    """The policy of the robot on the checkpoint that `parameters` name, warmed up; StartError if it cannot be used."""
+def load_policy(parameters: PlannerParameters, robot: Robot | None = None) -> Policy:
+    """The policy of the robot on the checkpoint that `parameters` name, warmed up; StartError if it cannot be used.
+
+    robot  what `robot_for` gave, if it has been asked already
+    """
     torch.set_num_threads(parameters.threads)
     try:
         torch.empty(0, device=parameters.device)
     except (RuntimeError, AssertionError) as error:
         raise StartError(f'the device {parameters.device!r} cannot be used: {str(error).splitlines()[0]}') from error
-    gym = isinstance(robot_for(parameters), MazeRobot)
+    gym = isinstance(robot or robot_for(parameters), MazeRobot)
     if gym and not parameters.checkpoint:
         raise StartError('a robot in a maze needs the parameter checkpoint: a folder')
     folder = Path(parameters.checkpoint).expanduser() if parameters.checkpoint else checkpoint_folder('kuka_stack')

@@ -15,6 +15,7 @@ from diffuser_core.envs.maze_layout import CHANNELS, FORCES, TICK, MazeLayout
 from diffuser_core.envs.maze_policy import MazeDecision, MazeGoal
 from diffuser_core.envs.point_maze import PointMazeEnv
 from diffuser_core.evaluate.baselines.mazes import OBSERVATION_SIZE
+from diffuser_core.evaluate.statistics import quantiles
 from diffuser_core.experts.waypoint import REACH_RANGE, WaypointController
 from diffuser_core.trajectory import Plan
 
@@ -167,10 +168,10 @@ def run_maze_episode(policy: MazeController, env: PointMazeEnv, task: str, seed:
             before = policy.replans
             policy.replan(observation, tick * TICK)
             if policy.replans > before:
-                planning.append(time.perf_counter() - began)
+                planning.append(1e3 * (time.perf_counter() - began))
         began = time.perf_counter()
         decision = policy.command(observation, tick * TICK)
-        commanding.append(time.perf_counter() - began)
+        commanding.append(1e3 * (time.perf_counter() - began))
         if plans is not None and decision.plan is not None and decision.plan is not plan:
             plans.append(decision.plan)
         plan = decision.plan
@@ -184,9 +185,4 @@ def run_maze_episode(policy: MazeController, env: PointMazeEnv, task: str, seed:
     failure = None if inside else FAILURES[0] if reached_at is None else FAILURES[1]
     return {'task': task, 'seed': seed, 'goal': info['goal'].tolist(), 'start': start, 'return': returned,
             'score': float(env.layout.score(returned)), 'reached_at': reached_at, 'failure': failure, 'ticks': env.layout.limit,
-            'replans': policy.replans, 'planning_ms': _quantiles(planning), 'command_ms': _quantiles(commanding)}
-
-
-def _quantiles(seconds: list[float]) -> dict[str, float | None]:
-    values = (1e3 * np.percentile(seconds, (50, 99))).tolist() if seconds else (None, None)
-    return dict(zip(('p50', 'p99'), values))
+            'replans': policy.replans, 'planning_ms': quantiles(planning), 'command_ms': quantiles(commanding)}

@@ -22,10 +22,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from diffuser_core.envs.stacking import Relation, format_relation
 from diffuser_core.envs.stacking_tasks import StackingTask
+from diffuser_core.evaluate.statistics import quantiles
 
 __all__ = ['FAILURES', 'EpisodeWatch', 'failure_class']
 
@@ -67,12 +66,11 @@ class EpisodeWatch:
     def record(self, *, legacy_score: float, reached_at: int | None, ticks: int, replans: int, late_ticks: int,
                latencies: Sequence[float], displaced: Mapping[str, Any] | None) -> dict[str, Any]:
         """The record of the episode, now over; latencies (ticks that planned,) [ms]."""
-        quantiles = np.percentile(latencies, (50, 99)).tolist() if len(latencies) else (None, None)
         record: dict[str, Any] = {
             'task': self.task.name, 'seed': self.seed, 'goal': [format_relation(pair) for pair in self.task.goal.relations],
             'score': self.task.score(self._standing), 'best_score': self._best, 'legacy_score': legacy_score,
             'reached_at': reached_at, 'ticks': ticks, 'replans': replans, 'late_ticks': late_ticks,
-            'latency_ms': dict(zip(('p50', 'p99'), quantiles)),
+            'latency_ms': quantiles(latencies),
             'relations': sorted(map(format_relation, self._standing)),
             'start_relations': sorted(map(format_relation, self._start)), 'held': self._held,
             'empty_grip_ticks': self._empty, 'displaced': None if displaced is None else dict(displaced)}
