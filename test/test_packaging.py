@@ -13,7 +13,7 @@ import pytest
 from ament_index_python.packages import get_package_prefix, get_package_share_directory
 
 ROOT = Path(__file__).parents[1]
-INTERFACES = sorted(path.relative_to(ROOT / 'msg') for kind in ('msg', 'srv') for path in ROOT.glob(f'msg/{kind}/*'))
+INTERFACES = sorted(path.relative_to(ROOT / 'msg') for kind in ('msg', 'srv', 'action') for path in ROOT.glob(f'msg/{kind}/*'))
 SCRIPTS = sorted(path.relative_to(ROOT / 'scripts') for path in ROOT.glob('scripts/*/*'))
 
 
@@ -33,7 +33,7 @@ def test_interface_is_installed_and_every_field_explained(path):
 
 
 def test_every_interface_is_built():
-    listed = re.findall(r'"((?:msg|srv)/\w+\.\w+)"', (ROOT / 'msg/CMakeLists.txt').read_text())
+    listed = re.findall(r'"((?:msg|srv|action)/\w+\.\w+)"', (ROOT / 'msg/CMakeLists.txt').read_text())
     assert sorted(listed) == [str(path) for path in INTERFACES]
 
 
