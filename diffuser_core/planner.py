@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from diffuser_core.backends import LoopGraphs, execute
-from diffuser_core.budget import Budget
+from diffuser_core.budget import Budget, Pace
 from diffuser_core.checkpoint import Checkpoint
 from diffuser_core.conditions import Conditions
 from diffuser_core.guides import Guide, deferred_checks, normal_gradient
@@ -171,13 +171,13 @@ class Planner:
 
     def plan(self, observation: np.ndarray, conditions: Conditions | None = None, *, guide: Guide | None = None,
              warm_start: Plan | None = None, sampling: Sampling = DEFAULT_SAMPLING, t0: float = 0.0,
-             budget: float | None = None, count: int = 1, select: Guide | None = None) -> Plan:
+             budget: float | Pace | None = None, count: int = 1, select: Guide | None = None) -> Plan:
         """One plan from `observation` (observations,) in physical units, the state at time `t0` [s].
 
         conditions  further known and wanted entries; they fix the horizon, any from 2 up, default training's
         guide       objective that bends the plan
         warm_start  earlier plan, read from `t0` on (its end is held) and noised
-        budget      time [s] after which no further denoising step is begun; at least one is made
+        budget      time [s] after which no further denoising step is begun, at least one is made; or who is asked instead
         count       candidates drawn at once; the best by `select`, or else by `guide`, is returned
 
         ValueError, one sentence, for wrong shapes and non-finite numbers; GuideError for a guide that returns nonsense.
@@ -197,14 +197,14 @@ class Planner:
 
     def candidates(self, observation: np.ndarray, conditions: Conditions | None = None, *, count: int,
                    guide: Guide | None = None, warm_start: Plan | None = None, sampling: Sampling = DEFAULT_SAMPLING,
-                   t0: float = 0.0, budget: float | None = None,
+                   t0: float = 0.0, budget: float | Pace | None = None,
                    watch: Callable[[int, np.ndarray], None] | None = None) -> list[Plan]:
         """`count` independent plans in one batch; arguments as for `plan`.
 
         watch  called before every denoising step with its level i and the trajectories there, and at the end with -1 and the
                clean ones, (count, horizon, channels) in physical units: for pictures. Not with the backend 'cudagraph'.
         """
-        time_left = None if budget is None else Budget(budget)
+        time_left = Budget(budget) if isinstance(budget, (int, float)) else budget
         if time_left is not None and self._graphs is not None:
             raise ValueError("the backend 'cudagraph' always runs its loop to the end and takes no budget; ask for fewer steps, "
                              "or use the backend 'traced'")
@@ -248,7 +248,7 @@ class Planner:
             return None
         return lambda i, x: watch(i, self._normalizer.denormalize(x)[:, :horizon].double().cpu().numpy())
 
-    def _draw(self, task: _Task, guide: Guide | None, inputs: torch.Tensor, budget: Budget | None = None,
+    def _draw(self, task: _Task, guide: Guide | None, inputs: torch.Tensor, budget: Pace | None = None,
               watch: Callable[[int, torch.Tensor], None] | None = None) -> tuple[torch.Tensor, Denoised]:
         """Trajectories (count, horizon, channels) in physical units, and how they came about.
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from diffuser_core.budget import Budget
+from diffuser_core.budget import Pace
 from diffuser_core.diffusion import clean_estimate, noised
 from diffuser_core.schedule import NoiseSchedule
 
@@ -123,7 +123,7 @@ def noised_start(plan: torch.Tensor, i: int, schedule: NoiseSchedule, noise: tor
 
 def denoise(denoiser: Denoiser, start: torch.Tensor, levels: Sequence[int], known: torch.Tensor, mask: torch.Tensor,
             generator: torch.Generator, eta: float = 0.0, *, solver: str = 'ddim', guidance: Guidance | None = None,
-            soft: SoftKnown | None = None, resample: int = 0, budget: Budget | None = None,
+            soft: SoftKnown | None = None, resample: int = 0, budget: Pace | None = None,
             watch: Callable[[int, torch.Tensor], None] | None = None) -> Denoised:
     """Clean trajectories from `start` (batch, horizon, channels) at level `levels[0]`, visiting `levels` downwards.
 

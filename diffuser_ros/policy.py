@@ -12,7 +12,8 @@ import torch
 from diffuser_core.checkpoint import Checkpoint
 from diffuser_core.envs.kuka_kinematics import JOINT_NAMES, inverse_kinematics
 from diffuser_core.envs.maze_layout import CHANNELS as MAZE_CHANNELS
-from diffuser_core.envs.maze_policy import MazeGoal, MazePolicy
+from diffuser_core.envs.maze_motion import MazeGoal
+from diffuser_core.envs.maze_policy import MazePolicy
 from diffuser_core.envs.stacking import BLOCKS, CHANNELS
 from diffuser_core.envs.stacking_goal import StackingGoal
 from diffuser_core.envs.stacking_policy import StackingPolicy

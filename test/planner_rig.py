@@ -15,7 +15,7 @@ from trajectory_msgs.msg import JointTrajectory
 from diffuser_core.envs.kuka_kinematics import JOINT_NAMES
 from diffuser_core.envs.stacking import BLOCKS
 from diffuser_core.envs.stacking_goal import GoalError
-from diffuser_core.envs.stacking_policy import Decision
+from diffuser_core.envs.stacking_motion import Decision
 from diffuser_ros.conversions import joint_state, object_states
 from diffuser_ros.planner_node import PlannerNode
 from diffuser_ros.qos import COMMAND_QOS, EVENT_QOS, LATCHED_QOS, STATE_QOS

@@ -24,7 +24,8 @@ from std_srvs.srv import SetBool, Trigger
 from visualization_msgs.msg import Marker, MarkerArray
 
 from diffuser_core.envs.maze_layout import CHANNELS, FORCES, LAYOUTS
-from diffuser_core.envs.maze_policy import MazeGoal, MazePolicy
+from diffuser_core.envs.maze_motion import MazeGoal
+from diffuser_core.envs.maze_policy import MazePolicy
 from diffuser_core.planner import Planner
 from diffuser_core.shipped import checkpoint_folder
 from diffuser_ros import gym_episode_node

@@ -14,7 +14,7 @@ from sensor_msgs.msg import JointState
 from diffuser_core.envs.kuka_kinematics import JOINT_LOWER, JOINT_NAMES, JOINT_UPPER
 from diffuser_core.envs.stacking import format_relation
 from diffuser_core.envs.stacking_goal import StackingGoal
-from diffuser_core.envs.stacking_policy import Decision
+from diffuser_core.envs.stacking_motion import Decision
 from diffuser_ros import conversions
 from diffuser_ros.commander import Commander
 from diffuser_ros.safety import limit_joints
