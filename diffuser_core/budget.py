@@ -41,7 +41,7 @@ class Budget:
 
 
 class SamePace:
-    """Gives the `answers` that a Budget gave, in order, so that a plan can be made again as it was; ValueError when they run out."""
+    """Gives the `answers` that a Budget gave, in order, so that a plan can be made again; ValueError when they run out."""
 
     def __init__(self, answers: Iterable[bool]) -> None:
         self._answers = iter(answers)

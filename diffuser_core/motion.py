@@ -31,9 +31,10 @@ class Motion(Protocol):
 class Policy(Protocol):
     """A controller for one robot whose slow part, `replan`, may run beside the ticks.
 
-    replan    what to follow from the state at `now` [s] on; `delay` [s] is how long it takes until it is followed, and `budget` who
-              is asked before every further denoising step
+    replan    what to follow from the state at `now` [s] on; `delay` [s] is how long it takes until it is followed, and `budget`
+              who is asked before every further denoising step
     begin     says that the motion that `replan` gave last is followed since `now` [s]
+    adopt     says that a motion is followed that another policy made
     resting   what to follow until there is a motion
     """
 
@@ -44,4 +45,5 @@ class Policy(Protocol):
     def clear_goal(self) -> None: ...
     def replan(self, observation: Observation, now: float, delay: float = 0.0, budget: Any = None) -> Any: ...
     def begin(self, now: float) -> None: ...
+    def adopt(self, motion: Any) -> None: ...
     def resting(self, observation: Observation) -> Any: ...

@@ -38,8 +38,8 @@ class RecedingHorizon:
     commit     for how many steps after the present they are kept: the new plan goes on from a motion instead of from a
                standstill, which matters where states hold positions but no velocities
     fade       for how many steps after those the new plan is still drawn to the last one, ever less (real-time chunking)
-    moving     those of the committed channels that are kept, for as long as a plan takes to arrive, even if it is drawn from noise:
-               the robot moves on meanwhile
+    moving     those of the committed channels that are kept, for as long as a plan takes to arrive, even if it is drawn from
+               noise: the robot moves on meanwhile
     """
 
     def __init__(self, planner: Planner, sampling: Sampling = DEFAULT_SAMPLING, *, committed: Sequence[str] = (),
@@ -57,8 +57,8 @@ class RecedingHorizon:
         self.replans = 0
 
     def restart(self, plan: Plan | None = None) -> None:
-        """Forget the current plan, so that the next one is made from pure noise, or from `plan`. The robot follows what it followed
-        until the next plan comes."""
+        """Forget the current plan, so that the next one is made from pure noise, or from `plan`. The robot follows what it
+        followed until the next plan comes."""
         self.plan = plan
 
     def follow(self, plan: Plan | None) -> None:

@@ -17,16 +17,14 @@ import torch
 
 from diffuser_core.budget import Pace
 from diffuser_core.diffusion import clean_estimate, noised
+from diffuser_core.sampling import RULES, SOLVERS
 from diffuser_core.schedule import NoiseSchedule
 
-__all__ = ['RULES', 'SOLVERS', 'Denoised', 'Denoiser', 'Guidance', 'SoftKnown', 'denoise', 'noised_start']
+__all__ = ['Denoised', 'Denoiser', 'Guidance', 'SoftKnown', 'denoise', 'noised_start']
 
 Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 Encoder = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
 Gradient = Callable[[torch.Tensor, int | None], tuple[torch.Tensor, torch.Tensor]]
-
-SOLVERS = ('ddim', 'dpm++')
-RULES = ('clean', 'posterior', 'score', 'algorithm1', 'released')
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,11 @@ class Commander:
         self._arm = node.create_publisher(JointTrajectory, 'command', COMMAND_QOS)
         self._gripper = node.create_publisher(GripperCommand, 'gripper_command', COMMAND_QOS)
 
+    def close(self, node: Node) -> None:
+        """Publish no more."""
+        node.destroy_publisher(self._arm)
+        node.destroy_publisher(self._gripper)
+
     def send(self, joints: np.ndarray, start: np.ndarray, close: bool, stamp: Time) -> None:
         """Publish a command and keep it."""
         self._arm.publish(joint_trajectory(JOINT_NAMES, joints, start, self._step_dt, stamp))

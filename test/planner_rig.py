@@ -1,5 +1,7 @@
 """A robot for the planner node to talk to, and a policy that does as it is told."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from builtin_interfaces.msg import Time
 from diffuser_msgs.msg import GoalStatus, GripperCommand, ObjectStates, PlannerStats
@@ -27,6 +29,25 @@ POSES = np.array([[0.6, 0.0, 0.03, 0, 0, 0, 1], [0.0, 0.6, 0.03, 0, 0, 0, 1],
 RED_ON_GREEN = SetGoal.Request(task='relations', relations=['red on green'])
 
 
+@dataclass(frozen=True)
+class StubMotion:
+    """All joints by `speed` [rad/s] from where the arm is."""
+
+    speed: float
+    reached: bool
+    t0: float
+    plan: None = None
+    waits: bool = False
+
+    def begun(self, now):
+        return self
+
+    def decide(self, observation, now):
+        joints = np.array([observation[name] for name in JOINT_NAMES])
+        path = joints + self.speed * TICK * np.arange(1, 13)[:, None]
+        return Decision(path, np.ones(12, dtype=bool), None, self.reached, None if self.reached else (0, 1))
+
+
 class StubPolicy:
     """Moves all joints by `speed` [rad/s] and tells what it was asked."""
 
@@ -45,14 +66,15 @@ class StubPolicy:
     def clear_goal(self):
         self.goal = None
 
-    def act(self, observation, now):
+    def begin(self, now):
+        pass
+
+    def replan(self, observation, now, delay=0.0, budget=None):
         self.times.append(now)
         if self.error:
             raise self.error
         self.replans += 1
-        joints = np.array([observation[name] for name in JOINT_NAMES])
-        path = joints + self.speed * TICK * np.arange(1, 13)[:, None]
-        return Decision(path, np.ones(12, dtype=bool), None, self.reached, None if self.reached else (0, 1))
+        return StubMotion(self.speed, self.reached, now)
 
 
 class Robot(Node):

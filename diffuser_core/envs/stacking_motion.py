@@ -11,7 +11,10 @@ from diffuser_core.envs.stacking import Relation
 from diffuser_core.motion import Observation
 from diffuser_core.trajectory import Plan
 
-__all__ = ['Decision', 'StackingMotion']
+__all__ = ['COMMIT', 'Decision', 'StackingMotion']
+
+COMMIT = 3
+"""Plan steps for which the motion of the last plan is kept."""
 
 
 @dataclass(frozen=True)

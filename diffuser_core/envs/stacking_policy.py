@@ -38,7 +38,7 @@ from diffuser_core.envs.stacking_features import (
     slots,
 )
 from diffuser_core.envs.stacking_goal import StackingGoal
-from diffuser_core.envs.stacking_motion import Decision, StackingMotion
+from diffuser_core.envs.stacking_motion import COMMIT, Decision, StackingMotion
 from diffuser_core.envs.stacking_moves import blocks_above, free_place, next_move, room_at
 from diffuser_core.guide_library import ClassifierGuide
 from diffuser_core.guides import Guide
@@ -51,8 +51,8 @@ __all__ = ['StackingPolicy']
 
 
 class StackingPolicy:
-    """A stacking controller for one robot; call `set_goal`, then `act` at every tick, or `replan` beside the ticks and follow what
-    it returns (`diffuser_core.motion`). Not thread-safe.
+    """A stacking controller for one robot; call `set_goal`, then `act` at every tick, or `replan` beside the ticks and follow
+    what it returns (`diffuser_core.motion`). Not thread-safe.
 
     tail        ticks of commands a decision holds
     commit      plan steps for which the motion of the last plan is kept
@@ -62,7 +62,6 @@ class StackingPolicy:
     keep_goal   whether the end is given all the same
     """
 
-    COMMIT = 3
     STILL = 0.03
     """The arm stands still while every joint stays this close to where it was [rad]."""
     DONE_TOLERANCE = 0.04
@@ -171,13 +170,21 @@ class StackingPolicy:
         moved = self._move[0]  # type: ignore[index]
         conditions = self._conditions(now_is) if self._goal_given else self.planner.conditions()
         waits = self._horizon.resting
-        plan = self._horizon.update(self._features(now_is, moved), conditions, now, guide=self._guide(), budget=budget, ahead=delay)
+        plan = self._horizon.update(self._features(now_is, moved), conditions, now, guide=self._guide(), budget=budget,
+                                    ahead=delay)
         return self._motion(now_is, plan, moved, waits)
 
     def begin(self, now: float) -> None:
         """The motion that `replan` gave last is followed since `now` [s]; a plan that waited for it begins there."""
         if self._waits:
             self._horizon.begin(now)
+            self._waits = False
+
+    def adopt(self, motion: StackingMotion) -> None:
+        """The arm follows `motion`, which another policy made: the next plan agrees with its beginning. One of other channels is
+        not known here, and the next plan begins when it is followed."""
+        if motion.plan is not None and motion.plan.channels == self.planner.channels:
+            self._horizon.follow(motion.plan)
             self._waits = False
 
     def resting(self, observation: Mapping[str, float]) -> StackingMotion:

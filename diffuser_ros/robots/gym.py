@@ -18,6 +18,7 @@ from rclpy.node import Node
 from diffuser_core.envs.goals import GoalError
 from diffuser_core.envs.maze_layout import CHANNELS
 from diffuser_core.envs.maze_layout import FORCES as ACTIONS
+from diffuser_core.envs.maze_motion import MazeDecision, MazeGoal, MazeMotion
 from diffuser_ros.conversions import StateError
 from diffuser_ros.qos import COMMAND_QOS
 from diffuser_ros.safety import UnsafeCommand
@@ -73,6 +74,10 @@ class VectorCommander:
         self._names, self._neutral = tuple(names), neutral
         self._publisher = node.create_publisher(NamedVector, 'command', COMMAND_QOS)
 
+    def close(self, node: Node) -> None:
+        """Publish no more."""
+        node.destroy_publisher(self._publisher)
+
     def send(self, action: NDArray[np.float64], stamp: Time) -> None:
         """Publish an action and keep it."""
         self._publisher.publish(named_vector(self._names, action, stamp))
@@ -106,9 +111,9 @@ def limit_actions(actions: Any, size: int) -> tuple[NDArray[np.float64], int]:
 class MazeRobot:
     """See `Robot`."""
 
+    name = 'gym'
     topics = {TOPIC: NamedVector}
     paced_by_states = True
-    plans_beside = True
 
     commander: VectorCommander
 
@@ -119,10 +124,12 @@ class MazeRobot:
         """The publisher of forces."""
         self.commander = VectorCommander(node, ACTIONS, np.zeros(len(ACTIONS)))
 
-    def goal(self, request: SetGoal.Request) -> Any:
-        """A place: task 'state' with the channels x and y."""
-        from diffuser_core.envs.maze_policy import MazeGoal  # loads torch
+    def close(self, node: Node) -> None:
+        """Publish no more."""
+        self.commander.close(node)
 
+    def goal(self, request: SetGoal.Request) -> MazeGoal:
+        """A place: task 'state' with the channels x and y."""
         channels, values = list(request.channels), list(request.values)
         if request.task != 'state' or request.relations:
             asked = f'{request.task!r} with relations' if request.relations else repr(request.task)
@@ -136,7 +143,7 @@ class MazeRobot:
                 raise GoalError(f'the value {value} of channel {name} is not a finite number')
         return MazeGoal(**dict(zip(channels, values)))
 
-    def describe_goal(self, goal: Any) -> str:
+    def describe_goal(self, goal: MazeGoal) -> str:
         """The place."""
         return f'x {goal.x:.2f}, y {goal.y:.2f}'
 
@@ -151,15 +158,19 @@ class MazeRobot:
             raise StateError(f'{TOPIC} lacks the channel {", ".join(missing)}')
         return {name: found[name] for name in CHANNELS}
 
-    def send(self, decision: Any, observation: Mapping[str, float], stamp: Time) -> int:
+    def resting(self, observation: Mapping[str, float]) -> MazeMotion:
+        """The ball is stopped."""
+        return MazeMotion(None, None, 'states', 1)
+
+    def send(self, decision: MazeDecision, observation: Mapping[str, float], stamp: Time) -> int:
         """The first action, clamped to [-1, 1]."""
         action, clamped = limit_actions(decision.actions, len(ACTIONS))
         self.commander.send(action, stamp)
         return clamped
 
-    def progress(self, decision: Any) -> tuple[int, str]:
+    def progress(self, decision: MazeDecision) -> tuple[int, str]:
         """On the way."""
-        return PlannerStats.OK, 'the first plan is being made' if decision.plan is None else 'on the way'
+        return PlannerStats.OK, 'on the way'
 
     def place(self, observation: Mapping[str, float]) -> Sequence[float]:
         """x and y."""

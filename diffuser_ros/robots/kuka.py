@@ -12,11 +12,12 @@ from rclpy.node import Node
 from sensor_msgs.msg import JointState
 
 from diffuser_core.envs.kuka_kinematics import JOINT_LOWER, JOINT_NAMES, JOINT_UPPER
-from diffuser_core.envs.stacking import format_relation
+from diffuser_core.envs.stacking import BLOCKS, format_relation
 from diffuser_core.envs.stacking_goal import StackingGoal
-from diffuser_core.envs.stacking_motion import Decision
+from diffuser_core.envs.stacking_motion import Decision, StackingMotion
 from diffuser_ros import conversions
 from diffuser_ros.commander import Commander
+from diffuser_ros.parameters import TAIL
 from diffuser_ros.safety import limit_joints
 from diffuser_ros.state_buffer import State, StateBuffer
 
@@ -26,9 +27,9 @@ __all__ = ['KukaRobot']
 class KukaRobot:
     """See `Robot`."""
 
+    name = 'kuka'
     topics = {'joint_states': JointState, 'object_states': ObjectStates}
     paced_by_states = False
-    plans_beside = False
 
     commander: Commander
 
@@ -39,6 +40,10 @@ class KukaRobot:
         """The arm's publishers."""
         self._node, self._period = node, period
         self.commander = Commander(node, period, lock_step=lock_step)
+
+    def close(self, node: Node) -> None:
+        """Publish no more."""
+        self.commander.close(node)
 
     def goal(self, request: SetGoal.Request) -> StackingGoal:
         """'stack', or 'relations' with what shall stand."""
@@ -52,6 +57,12 @@ class KukaRobot:
         """Joints and blocks."""
         return conversions.observation(state.joints, state.objects)
 
+    def resting(self, observation: Mapping[str, float]) -> StackingMotion:
+        """The arm stays where it is."""
+        joints = np.array([observation[name] for name in JOINT_NAMES])
+        held = any(observation[f'{block}.attached'] > 0.5 for block in BLOCKS)
+        return StackingMotion(None, None, joints, held, False, None, np.zeros(0, dtype=int), 0, self._period, TAIL)
+
     def send(self, decision: Decision, observation: Mapping[str, float], stamp: Time) -> int:
         """Clamped to the joint limits and to `max_joint_speed`."""
         measured = np.array([observation[name] for name in JOINT_NAMES])
@@ -63,7 +74,7 @@ class KukaRobot:
     def progress(self, decision: Decision) -> tuple[int, str]:
         """The move being made."""
         if decision.subgoal is None:
-            return PlannerStats.PLAN_FAILED, 'holding: the plan that was drawn builds nothing higher'
+            return PlannerStats.OK, 'holding: the plan that was drawn builds nothing higher, another one is drawn'
         return PlannerStats.OK, f'building {format_relation(decision.subgoal)}'
 
     def place(self, observation: Mapping[str, float]) -> None:

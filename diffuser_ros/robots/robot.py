@@ -9,6 +9,8 @@ from builtin_interfaces.msg import Time
 from diffuser_msgs.srv import SetGoal
 from rclpy.node import Node
 
+from diffuser_core.motion import Motion
+
 __all__ = ['Buffer', 'Moment', 'Robot', 'Sender', 'Sent']
 
 
@@ -46,19 +48,22 @@ class Sender(Protocol):
 
     def send_again(self, command: Any) -> None: ...
     def steps_followed(self, command: Any) -> int: ...
+    def close(self, node: Node) -> None: ...
     def hold(self, command: Any, stamp: Time) -> None: ...
 
 
 class Robot(Protocol):
     """One kind of robot.
 
+    name             as the parameter `robot` has it
     topics           message type of every state topic, by its name
     states           the newest state
     commander        made by `open`
     paced_by_states  real time: tick when a state arrives, since states come at the control rate; else by the node's clock
-    plans_beside     real time: the policy has `replan` and `command`, and replans in a thread beside the ticks
     """
 
+    @property
+    def name(self) -> str: ...
     @property
     def topics(self) -> Mapping[str, type]: ...
     @property
@@ -67,11 +72,12 @@ class Robot(Protocol):
     def commander(self) -> Sender: ...
     @property
     def paced_by_states(self) -> bool: ...
-    @property
-    def plans_beside(self) -> bool: ...
 
     def open(self, node: Node, period: float, *, lock_step: bool) -> None:
         """Make the publishers of commands on `node`, which ticks every `period` [s]."""
+
+    def close(self, node: Node) -> None:
+        """Take back what `open` did."""
 
     def goal(self, request: SetGoal.Request) -> Any:
         """The goal that is asked for; GoalError, one sentence, if this robot takes no such goal."""
@@ -81,6 +87,9 @@ class Robot(Protocol):
 
     def observation(self, state: Any) -> dict[str, float]:
         """Channel name -> value; StateError, one sentence, if the state cannot be planned from."""
+
+    def resting(self, observation: Mapping[str, float]) -> Motion:
+        """What to follow until there is a plan."""
 
     def send(self, decision: Any, observation: Mapping[str, float], stamp: Time) -> int:
         """Check a decision, clamp it to the limits and publish it; how many values were clamped. UnsafeCommand, and nothing is

@@ -1,0 +1,33 @@
+"""What a planning session is made of: the policy that the parameters name, and who reviews its plans. Loads PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from diffuser_core.envs.maze_motion import check_goal
+from diffuser_core.envs.maze_policy import MazePolicy
+from diffuser_core.envs.policies import make_policy
+from diffuser_ros.inference import Session, SessionSettings
+
+__all__ = ['Ready', 'any_goal', 'make_session']
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A session that can plan. `check` raises GoalError for goals that its policy refuses, without asking the policy."""
+
+    check: Callable[[Any], None]
+
+
+def any_goal(goal: Any) -> None:
+    """Every goal will do."""
+
+
+def make_session(settings: SessionSettings) -> tuple[Session, Ready]:
+    """The session, warmed up; PolicyError if the policy cannot be made."""
+    policy = make_policy(settings.policy)
+    check = partial(check_goal, policy.maze) if isinstance(policy, MazePolicy) else any_goal
+    return Session(policy, None, settings.attempts), Ready(check)
