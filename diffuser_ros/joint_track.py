@@ -37,12 +37,11 @@ class JointTrack(NamedTuple):
 
     def keeps(self, wanted: list[float]) -> bool:
         """Whether nothing better can be made of these positions, though a limit may have had to give way in them."""
-        place, step = self.start, self.first
+        place, step, fastest = self.start, self.first, self.fastest
         for position in wanted:
-            low, high, _ = self._reach(place, step)
-            if not (low - TOLERANCE <= position <= high + TOLERANCE and self.lower <= position <= self.upper):
+            if self._next(place, step, position)[0] != position:
                 return False
-            place, step = position, max(-self.fastest, min(position - place, self.fastest))
+            place, step = position, max(-fastest, min(position - place, fastest))
         return True
 
     def follow(self, wanted: list[float]) -> tuple[list[float], list[int]]:
@@ -55,32 +54,48 @@ class JointTrack(NamedTuple):
         previous = wanted[0] - (wanted[1] - wanted[0]) if len(wanted) > 1 else wanted[0]
         places, kinds = [], []
         for position in wanted:
-            onward = max(-fastest, min(position - previous, fastest))
+            onward = position - previous
+            if not -fastest <= onward <= fastest:
+                onward = math.copysign(fastest, onward)
             behind, target, previous = position - onward - place, position, position
-            if not -change <= behind <= change:
-                target = place + onward + math.copysign(braking(abs(behind), math.inf, change), behind)
-            low, high, brakes = self._reach(place, step)
-            if not (low - TOLERANCE <= target <= high + TOLERANCE and lower <= target <= upper):
-                target = max(low, min(target, high))
-            if target in (lower, upper):
-                kind = 0
-            elif abs(target - place) >= fastest - TOLERANCE:
-                kind = 1
-            else:
-                kind = 2 if brakes and target == (high if step > 0.0 else low) else 3
-            place, step = target, max(-fastest, min(target - place, fastest))
+            if behind > change:
+                target = place + onward + braking(behind, math.inf, change)
+            elif behind < -change:
+                target = place + onward - braking(-behind, math.inf, change)
+            target, kind = self._next(place, step, target)
+            place, step = target, target - place
+            if not -fastest <= step <= fastest:
+                step = math.copysign(fastest, step)
             places.append(place)
             kinds.append(kind)
         return places, kinds
 
-    def _reach(self, place: float, step: float) -> tuple[float, float, bool]:
-        """The lowest and the highest place that may follow `place`, reached by `step`, and whether it is a position limit ahead
-        that slows the joint down."""
+    def _next(self, place: float, step: float, target: float) -> tuple[float, int]:
+        """The place nearest to `target` that may follow `place`, reached by `step`, and the limit that decides it."""
         lower, upper, fastest, change, _, _ = self
-        most, least = braking(upper - place, fastest, change), -braking(place - lower, fastest, change)
-        slower, faster = max(step - change, -fastest), min(step + change, fastest)
-        low, high = place + max(slower, min(least, faster)), place + max(slower, min(most, faster))
-        return max(lower, min(low, upper)), max(lower, min(high, upper)), (most < faster if step > 0.0 else least > slower)
+        wanted = move = target - place
+        kind = 3
+        if move > step + change + TOLERANCE:
+            move = step + change
+        elif move < step - change - TOLERANCE:
+            move = step - change
+        size = abs(move)
+        if size >= fastest - TOLERANCE:
+            kind = 1
+            if size > fastest + TOLERANCE:
+                move, size = math.copysign(fastest, move), fastest
+        room = upper - place if move > 0.0 else place - lower
+        if size * (size / change + 1.0) > room:  # else there is room to brake, and the rest need not be worked out
+            most = max(braking(room, fastest, change), (step if move > 0.0 else -step) - change)
+            if size >= most - TOLERANCE:
+                kind = 2
+                if size > most + TOLERANCE:
+                    move = math.copysign(most, move)
+        if move != wanted:
+            target = place + move
+        if target <= lower:
+            return lower, 0
+        return (upper, 0) if target >= upper else (target, kind)
 
 
 def braking(room: float, fastest: float, change: float) -> float:

@@ -168,20 +168,23 @@ class SafetyFilter:
                 fastest: NDArray[np.float64], change: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Which of the points (n, joints) keep all limits, if those before them do."""
         lower, upper = self.limits.lower, self.limits.upper
-        steps = points - np.vstack([start, points[:-1]])
-        size = np.abs(steps)
+        steps = np.empty((len(points) + 1, len(start)))
+        steps[0], steps[1] = first, points[0] - start
+        np.subtract(points[1:], points[:-1], out=steps[2:])
+        moves = steps[1:]
+        size = np.abs(moves)
         more = np.floor(size / change)  # steps that it takes to stop, beside this one
         stopping = more * (size - 0.5 * change * (more + 1.0))
-        room = np.where(steps > 0.0, upper - points, points - lower)
+        room = np.where(moves > 0.0, upper - points, points - lower)
         return ((points >= lower) & (points <= upper) & (size <= fastest + TOLERANCE) & (stopping <= room + TOLERANCE)
-                & (np.abs(steps - np.vstack([first, steps[:-1]])) <= change + TOLERANCE))
+                & (np.abs(moves - steps[:-1]) <= change + TOLERANCE))
 
     def _told(self, asked: NDArray[np.float64], safe: NDArray[np.float64], kinds: NDArray[np.int64]) -> Filtered:
         """The filtered command with counts and text."""
         limits = self.limits
         with np.errstate(over='ignore'):
             by = np.abs(safe - asked)
-        counts = {name: count for n, name in enumerate(KINDS) if (count := int((kinds[by > ROUNDING] == n).sum()))}
+        counts = _counts(KINDS, kinds[by > ROUNDING])
         point, joint = (int(n) for n in np.unravel_index(int(by.argmax()), by.shape))
         why = (f'position limit {safe[point, joint]:.5g} rad', f'velocity limit {limits.velocity[joint]:g} rad/s',
                f'braking before its position limit at {limits.acceleration[joint]:g} rad/s^2',
@@ -230,7 +233,7 @@ class ActionFilter:
         by = np.abs(safe - asked)
         if not by.any():
             return Filtered(asked, {}, '')
-        counts = {name: count for n, name in enumerate(('bounds', 'change')) if (count := int((kinds[by > ROUNDING] == n).sum()))}
+        counts = _counts(('bounds', 'change'), kinds[by > ROUNDING])
         tick, column = (int(n) for n in np.unravel_index(int(by.argmax()), by.shape))
         why = f'largest change {self._change[column]:g} a tick' if kinds[tick, column] else f'bound {safe[tick, column]:g}'
         return Filtered(safe, counts, _text(counts, self.names[column], tick, asked[tick, column], safe[tick, column],
@@ -258,6 +261,11 @@ def _state(values: ArrayLike, asked: NDArray[np.float64], what: str) -> NDArray[
     if not np.isfinite(state).all():
         raise UnsafeCommand(f'the {what} hold numbers that are not finite')
     return state
+
+
+def _counts(names: Sequence[str], kinds: NDArray[np.int64]) -> dict[str, int]:
+    """How often each kind occurs, by name, of those that do."""
+    return {name: count for name, count in zip(names, np.bincount(kinds, minlength=len(names)).tolist()) if count}
 
 
 def _text(counts: Mapping[str, int], name: str, row: int, asked: float, sent: float, why: str) -> str:

@@ -71,6 +71,7 @@ def motions(draw):
     return points, first, Limits(names, reached.min(axis=0) - 1e-12, reached.max(axis=0) + 1e-12, fastest, most, 10.0)
 
 
+@settings(deadline=None)
 @given(motions())
 def test_a_motion_that_ends_at_rest_within_its_limits_comes_out_bit_for_bit(motion):
     points, first, own = motion
@@ -102,7 +103,7 @@ def commands(draw):
     return own, points, Commanded(start, first / DT)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(commands())
 def test_every_command_keeps_all_limits_and_can_be_stopped_within_them(command):
     own, points, before = command
@@ -129,7 +130,7 @@ def outside(draw):
     return own, points, before
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(outside())
 def test_filtering_twice_is_filtering_once_and_limits_give_way_in_order(command):
     own, points, before = command
@@ -149,7 +150,7 @@ def test_filtering_twice_is_filtering_once_and_limits_give_way_in_order(command)
     assert safe.changed == sum(safe.counts.values()) <= points.size and bool(safe.text) == bool(safe.changed)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0.5, 60.0))
 def test_a_robot_that_follows_only_the_first_points_keeps_its_limits_for_ever(seed, acceleration):
     """The node's use: at every tick a new wish, of which one point is followed."""
@@ -223,6 +224,7 @@ def test_what_was_left_behind_is_caught_up_with():
     assert (behind >= -1e-9).all() and (behind[-10:] <= 1e-9).all()
 
 
+@settings(deadline=None)
 @given(st.floats(0.0, 20.0), st.floats(0.01, 2.0))
 def test_the_largest_step_that_can_be_braked_needs_just_the_room(room, change):
     step = braking(room, math.inf, change)
@@ -325,6 +327,7 @@ def test_a_robot_is_commanded_along_straight_lines_and_then_rests(elapsed, posit
 
 # Actions
 
+@settings(deadline=None)
 @given(arrays(np.float64, (4, 2), elements=WILD), arrays(np.float64, 2, elements=st.floats(-1.0, 1.0)), st.floats(0.01, 3.0))
 def test_actions_keep_their_bounds_and_their_largest_change(actions, before, change):
     guard = ActionFilter(['x', 'y'], lower=[-1.0, -0.5], upper=[1.0, 0.5], change=change)
