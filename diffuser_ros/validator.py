@@ -69,8 +69,8 @@ class Validator:
         if isinstance(verdict, (bool, np.bool_)):
             verdict = Verdict.ACCEPT if verdict else Verdict.REFUSE
         if not isinstance(verdict, Verdict) or not isinstance(text, str):
-            return Review(Verdict.REFUSE, f'the validator {self.name} must return a Verdict, True or False, alone or with a text, and '
-                                          f'returned {_shortly(answer)}')
+            return Review(Verdict.REFUSE, f'the validator {self.name} must return a Verdict, True or False, alone or with a '
+                                          f'text, and returned {_shortly(answer)}')
         if not text and verdict is not Verdict.ACCEPT:
             text = 'it asks for another plan' if verdict is Verdict.ANOTHER else 'it refuses the plan'
         return Review(verdict, f'{self.name}: {" ".join(text.split())}' if text else '')
