@@ -17,11 +17,14 @@ class Motion(Protocol):
     """A plan made ready to be followed. Needs nothing beside itself, so that it can be sent to another process.
 
     plan   the plan, in the model's channels; None where the robot just rests
+    shown  the plan for people and other programs, where that is another one
     waits  whether the robot rests until this comes, so that its plan begins when it is first followed (`begun`)
     """
 
     @property
     def plan(self) -> Plan | None: ...
+    @property
+    def shown(self) -> Plan | None: ...
     @property
     def waits(self) -> bool: ...
     def begun(self, now: float) -> Motion: ...
@@ -34,7 +37,7 @@ class Policy(Protocol):
     replan    what to follow from the state at `now` [s] on; `delay` [s] is how long it takes until it is followed, and `budget`
               who is asked before every further denoising step
     begin     says that the motion that `replan` gave last is followed since `now` [s]
-    adopt     says that a motion is followed that another policy made
+    adopt     says that another motion is followed than the one that `replan` gave last, or, with None, that the robot rests
     resting   what to follow until there is a motion
     """
 

@@ -24,6 +24,8 @@ from diffuser_ros.diagnostics import Statistics
 from diffuser_ros.inference import Change, Inference, Request, Result
 from diffuser_ros.robots import Robot
 from diffuser_ros.robots.robot import Moment
+from diffuser_ros.safety import UnsafeCommand
+from diffuser_ros.state_monitor import StateMonitor
 
 __all__ = ['Control', 'Outcome']
 
@@ -81,6 +83,8 @@ class Control:
         self.statistics = Statistics()
         self.forecast = DelayForecast()
         self._ticked = time.monotonic()
+        self._monitor = StateMonitor(self._robot.max_speeds(),
+                                     clock_tolerance=math.inf if self._lock_step else self._get('clock_tolerance'))
         self._acted_on: Moment | None = None
         self._resume_at: float | None = None
         self._time_shift = 0.0
@@ -187,6 +191,9 @@ class Control:
             observation = self._robot.observation(state)
         except StateError as error:
             return Outcome(PlannerStats.BAD_STATE, str(error), state)
+        fault = self._monitor.check(observation, 1e-9 * conversions.nanoseconds(state.stamp), state.arrival)
+        if fault[0] != PlannerStats.OK:
+            return Outcome(*fault, state, observation)
         now = self._policy_time(state)
         new = self._take_in(now)
         late = self._ask(observation, now)
@@ -202,9 +209,13 @@ class Control:
         assert state is not None and motion is not None
         try:
             decision = motion.decide(observation, now)
-            self.statistics.clamped += self._robot.send(decision, observation, state.stamp)
+            safe = self._robot.send(decision, observation, now, state.stamp)
+        except UnsafeCommand as error:
+            return Outcome(PlannerStats.UNSAFE_COMMAND, f'holding: {error}', state, observation, None, None, base.new, now)
         except Exception as error:  # whatever goes wrong here, the robot has to be held
             return Outcome(PlannerStats.PLAN_FAILED, f'planning failed: {error}', state, observation, None, None, base.new, now)
+        self.statistics.clamped += safe.changed
+        self.statistics.clamped_text = safe.text or self.statistics.clamped_text
         self._acted_on, self._planned_at, self._resume_at = state, now, None
         reason, text = base.reason, base.text
         if decision.reached:
@@ -311,7 +322,7 @@ class Control:
             return
         if self._resume_at is None:
             self._resume_at = self._planned_at + self._period * commander.steps_followed(last)
-        commander.hold(last, state.stamp)
+        commander.hold(last, state.stamp, self._resume_at)
 
     # What is told of it
 

@@ -16,8 +16,9 @@ from diffuser_core.budget import Budget
 from diffuser_core.envs.policy_settings import PolicySettings
 from diffuser_core.latency import Injected, SlowChannel
 from diffuser_core.motion import Motion, Policy
+from diffuser_ros.validator import Validated
 
-__all__ = ['Beside', 'Change', 'Inference', 'Inline', 'Late', 'PlanningError', 'Request', 'Result', 'Review', 'Session',
+__all__ = ['Beside', 'Change', 'Inference', 'Inline', 'Late', 'PlanningError', 'Request', 'Result', 'Session',
            'SessionSettings', 'planned']
 
 Observation = Mapping[str, float]
@@ -78,10 +79,6 @@ class Change:
     epoch: int = 0
 
 
-Review = Callable[[Any, Observation, Any], 'str | None']
-"""Judges (plan, observation, goal): None accepts, a sentence refuses; see validator.py."""
-
-
 @dataclass(frozen=True)
 class SessionSettings:
     """What `sessions.make_session` needs: the policy's settings, the validator ('package.module:function', empty for none) and
@@ -89,34 +86,35 @@ class SessionSettings:
 
     policy: PolicySettings
     validator: str = ''
-    attempts: int = 2
+    attempts: int = 3
 
 
 class Session:
     """A policy and who judges its plans: makes changes and answers requests, in the order in which they come.
 
-    review    None accepts every plan
-    attempts  plans drawn for a request before its refusal is final
+    A plan that is refused was never followed: the next one goes on from the last that was accepted.
     """
 
-    def __init__(self, policy: Policy, review: Review | None = None, attempts: int = 2) -> None:
+    def __init__(self, policy: Policy, validated: Validated | None = None) -> None:
         self.policy = policy
-        self._review, self._attempts = review, attempts
+        self._validated = validated
         self._goal: Any = None
+        self._accepted: Motion | None = None
 
     def change(self, change: Change) -> None:
         """Make a change; GoalError, and the old goal stays, if the policy does not take the new one."""
         if change.kind == 'goal':
             self.policy.set_goal(change.goal, change.observation)
-            self._goal = change.goal
+            self._goal, self._accepted = change.goal, None
         elif change.kind == 'follow':
             self.policy.adopt(change.goal)
+            self._accepted = change.goal
         elif change.kind == 'clear':
             self.policy.clear_goal()
-            self._goal = None
+            self._goal = self._accepted = None
         else:
             self.policy.reset(change.seed)
-            self._goal = None
+            self._goal = self._accepted = None
 
     def answer(self, request: Request) -> Result:
         """Plan; what goes wrong is told in the result."""
@@ -135,16 +133,29 @@ class Session:
     def _reviewed(self, request: Request, budget: Budget | None) -> tuple[Motion | None, str]:
         if request.began is not None:
             self.policy.begin(request.began)
-        why = ''
-        for _ in range(self._attempts):
-            motion = self.policy.replan(request.observation, request.now, request.delay, budget)
-            if self._review is None or motion.plan is None:
-                return motion, ''
-            said = self._review(motion.plan, request.observation, self._goal)
-            if said is None:
-                return motion, ''
-            why = said
-        return None, why
+            if self._accepted is not None:
+                self._accepted = self._accepted.begun(request.began)
+
+        def draw() -> Motion:
+            return self.policy.replan(request.observation, request.now, request.delay, budget)
+
+        if self._validated is None:
+            return draw(), ''
+        accepted, first = self._accepted, True
+
+        def draw_again() -> Motion:
+            nonlocal first
+            if not first:
+                self.policy.adopt(accepted)
+            first = False
+            return draw()
+
+        choice = self._validated.choose(draw_again, request.observation, self._goal, lambda motion: motion.shown)
+        if choice.accepted:
+            self._accepted = choice.drawn
+            return choice.drawn, ''
+        self.policy.adopt(accepted)
+        return None, choice.text
 
 
 class Inference(Protocol):

@@ -180,10 +180,11 @@ def main(args: list[str] | None = None) -> int:
 def _session(settings: Any) -> tuple[Session, Any]:
     from diffuser_core.envs.policies import PolicyError
     from diffuser_ros.sessions import make_session  # loads torch
+    from diffuser_ros.validator import ValidatorError
 
     try:
         return make_session(settings)
-    except PolicyError as error:
+    except (PolicyError, ValidatorError) as error:
         raise PlanningError(str(error)) from error
 
 

@@ -67,8 +67,18 @@ class PlannerParameters:
                                    0.001, 1.0)
     commit: int = _parameter(COMMIT, 'robot kuka: plan steps, at least, for which the motion of the last plan is kept', 0, 32)
     prefix: bool = _parameter(True, 'whether a plan agrees with the last one until it is expected to arrive', changeable=True)
+    validator: str = _parameter('', "who judges plans before they are followed: 'package.module:function'; empty: nobody")
+    attempts: int = _parameter(3, 'plans drawn, at most, while the validator asks for another one', 1, 100)
+    robot_description: str = _parameter('', 'robot kuka: URDF that the joints\' limits are taken from; empty: those of the iiwa')
     max_joint_speed: float = _parameter(6.0, 'robot kuka: commands are clamped to this speed [rad/s]', 0.01, 50.0,
                                         changeable=True)
+    max_joint_acceleration: float = _parameter(200.0, 'robot kuka: and to this acceleration [rad/s^2]', 0.1, 1e4,
+                                               changeable=True)
+    max_jump: float = _parameter(0.5, 'robot kuka: a command that begins farther from where the arm is measured or commanded to '
+                                 'be is not sent [rad]', 0.001, 10.0, changeable=True)
+    max_action_change: float = _parameter(2.0, 'robot gym: an action changes by no more from one tick to the next', 0.001, 2.0,
+                                          changeable=True)
+    clock_tolerance: float = _parameter(0.5, 'real time: stamps of states may go back or ahead by so much [s]', 0.001, 3600.0)
     inject_delay: float = _parameter(0.0, 'lock-step: plans arrive so much later [s]', 0.0, 10.0)
     inject_jitter: float = _parameter(0.0, 'lock-step: and up to so much more [s], drawn anew for each', 0.0, 10.0)
     inject_loss: float = _parameter(0.0, 'lock-step: and this share of them never', 0.0, 0.99)
@@ -82,7 +92,7 @@ class PlannerParameters:
     @property
     def session(self) -> SessionSettings:
         """What a planning session is made of."""
-        return SessionSettings(self.policy)
+        return SessionSettings(self.policy, self.validator, self.attempts)
 
     @property
     def place(self) -> str:

@@ -88,10 +88,11 @@ class _Here:
     def _run(self) -> None:
         from diffuser_core.envs.policies import PolicyError
         from diffuser_ros.sessions import make_session  # loads torch
+        from diffuser_ros.validator import ValidatorError
 
         try:
             session, ready = make_session(self._settings.session)
-        except PolicyError as error:
+        except (PolicyError, ValidatorError) as error:
             self._error = PlanningError(str(error))
         except Exception as error:  # whatever it is, the planner in use must stay in use
             self._error = PlanningError(f'the policy cannot be made: {error}')

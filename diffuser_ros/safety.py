@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffuser_ros.joint_track import KINDS, TOLERANCE, JointTrack
 
-__all__ = ['ActionFilter', 'Commanded', 'Filtered', 'Limits', 'SafetyFilter', 'UnsafeCommand', 'limit_joints']
+__all__ = ['ActionFilter', 'Commanded', 'Filtered', 'Limits', 'SafetyFilter', 'UnsafeCommand']
 
 ROUNDING = 1e-6
 """A change smaller than this is rounding of the network's 32-bit numbers and not counted as a clamp [rad]."""
@@ -276,23 +276,3 @@ def _text(counts: Mapping[str, int], name: str, row: int, asked: float, sent: fl
     kinds = ', '.join(f'{count} by {kind}' for kind, count in counts.items())
     return (f'{total} value{"s" * (total > 1)} changed ({kinds}), most of all {name} in point {row + 1} from {asked:.5g} to '
             f'{sent:.5g}{why}')
-
-
-def limit_joints(joints: NDArray[np.float64], start: NDArray[np.float64], *, lower: NDArray[np.float64],
-                 upper: NDArray[np.float64], max_step: float) -> tuple[NDArray[np.float64], int]:
-    """Joint positions (points, joints) that can be sent, and how many of their values had to be clamped.
-
-    No value moves more than `max_step` [rad] from the point before, the first one from `start` (joints,), the joints as
-    measured; all lie in [lower, upper] (joints,) [rad], which comes first if a joint was measured outside.
-    UnsafeCommand for a wrong shape and for numbers that are not finite.
-    """
-    joints = np.asarray(joints, dtype=np.float64)
-    if joints.ndim != 2 or len(joints) == 0 or joints.shape[1:] != lower.shape or start.shape != lower.shape:
-        raise UnsafeCommand(f'a command needs rows of {len(lower)} joints, got shape {joints.shape} from {start.shape}')
-    if not (np.isfinite(joints).all() and np.isfinite(start).all()):
-        raise UnsafeCommand('the command holds numbers that are not finite')
-    limited = np.empty_like(joints)
-    before = start
-    for n, wanted in enumerate(joints):
-        before = limited[n] = np.clip(np.clip(wanted, before - max_step, before + max_step), lower, upper)
-    return limited, int((np.abs(limited - joints) > ROUNDING).sum())

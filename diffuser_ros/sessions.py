@@ -11,6 +11,7 @@ from diffuser_core.envs.maze_motion import check_goal
 from diffuser_core.envs.maze_policy import MazePolicy
 from diffuser_core.envs.policies import make_policy
 from diffuser_ros.inference import Session, SessionSettings
+from diffuser_ros.validator import Validated, load_validator
 
 __all__ = ['Ready', 'any_goal', 'make_session']
 
@@ -27,7 +28,8 @@ def any_goal(goal: Any) -> None:
 
 
 def make_session(settings: SessionSettings) -> tuple[Session, Ready]:
-    """The session, warmed up; PolicyError if the policy cannot be made."""
+    """The session, warmed up; PolicyError if the policy cannot be made, ValidatorError if there is no such validator."""
+    validated = Validated(load_validator(settings.validator), settings.attempts) if settings.validator else None
     policy = make_policy(settings.policy)
     check = partial(check_goal, policy.maze) if isinstance(policy, MazePolicy) else any_goal
-    return Session(policy, None, settings.attempts), Ready(check)
+    return Session(policy, validated), Ready(check)

@@ -119,6 +119,7 @@ def test_a_goal_is_driven_to_and_reached(rig, policy):
     assert stats.reason == PlannerStats.OK and stats.goal_id == 'goal-1'
     assert forces.shape == (2,) and (np.abs(forces) <= 1.0).all()
     assert list(rig.ball.commands[-1].names) == list(FORCES)
+    rig.now += 1.0
     stats, _ = rig.step((3.0, 1.1, 0.0, 0.0))
     assert stats.reason == PlannerStats.GOAL_REACHED
     assert rig.ball.statuses[-1].status == GoalStatus.REACHED

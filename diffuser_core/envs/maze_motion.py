@@ -61,6 +61,11 @@ class MazeMotion:
     tail: int
     waits: bool = False
 
+    @property
+    def shown(self) -> Plan | None:
+        """The plan."""
+        return self.plan
+
     def begun(self, now: float) -> MazeMotion:
         """The same with a plan that is followed from `now` on, if it has been waiting for that."""
         if not self.waits or self.plan is None:

@@ -175,11 +175,11 @@ class MazePolicy:
         """The motion that `replan` gave last is followed since `now` [s]; a plan that waited for it begins there."""
         self._motion = self._motion.begun(now)
 
-    def adopt(self, motion: MazeMotion) -> None:
-        """The ball follows `motion`, which another policy made, and whose plan is kept until a better one is made; one of other
-        channels is not known here."""
-        if motion.plan is not None and motion.plan.channels == self.planner.channels:
-            self._motion = motion
+    def adopt(self, motion: MazeMotion | None) -> None:
+        """The ball follows `motion` instead, whose plan is kept until a better one is made, or is stopped; one of other channels
+        is not known here."""
+        known = motion is not None and motion.plan is not None and motion.plan.channels == self.planner.channels
+        self._motion = motion if known and motion is not None else self._stopped
 
     def replan(self, observation: Mapping[str, float], now: float, delay: float = 0.0, budget: Any = None) -> MazeMotion:
         """What to follow from the state (channel name -> value) at time `now` [s] on, if it is followed `delay` [s] later."""

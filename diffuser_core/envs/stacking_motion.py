@@ -39,13 +39,13 @@ class Decision:
 class StackingMotion:
     """See `diffuser_core.motion.Motion`.
 
-    named    the plan named for people (`stacking_features.named_plan`)
+    shown    the plan named for people (`stacking_features.named_plan`)
     resting  (7,) joints [rad] where the arm rests if there is no plan; held: whether the gripper is closed meanwhile
     tip, attached  the plan's columns of the tip and of contact
     """
 
     plan: Plan | None
-    named: Plan | None
+    shown: Plan | None
     resting: np.ndarray
     held: bool
     reached: bool
@@ -58,10 +58,10 @@ class StackingMotion:
 
     def begun(self, now: float) -> StackingMotion:
         """The same with a plan that is followed from `now` on, if it has been waiting for that."""
-        if not self.waits or self.plan is None or self.named is None:
+        if not self.waits or self.plan is None or self.shown is None:
             return self
         t0 = max(now, self.plan.t0)
-        return replace(self, plan=replace(self.plan, t0=t0), named=replace(self.named, t0=t0), waits=False)
+        return replace(self, plan=replace(self.plan, t0=t0), shown=replace(self.shown, t0=t0), waits=False)
 
     def decide(self, observation: Observation, now: float) -> Decision:
         """Joints and gripper for the ticks after `now` [s]; the observation plays no part: the arm tracks positions by itself."""
@@ -72,4 +72,4 @@ class StackingMotion:
         ahead = self.plan.at(now + ticks)
         steps = np.ceil((now - self.plan.t0 + ticks) / self.plan.step_dt - 1e-6)  # not between rows: half closed means nothing
         gripper = self.plan.values[steps.astype(int).clip(0, self.plan.horizon - 1), self.attached] > 0.5
-        return Decision(nearest_joints(ahead[:, self.tip]), gripper, self.named, False, self.subgoal)
+        return Decision(nearest_joints(ahead[:, self.tip]), gripper, self.shown, False, self.subgoal)

@@ -180,12 +180,12 @@ class StackingPolicy:
             self._horizon.begin(now)
             self._waits = False
 
-    def adopt(self, motion: StackingMotion) -> None:
-        """The arm follows `motion`, which another policy made: the next plan agrees with its beginning. One of other channels is
-        not known here, and the next plan begins when it is followed."""
-        if motion.plan is not None and motion.plan.channels == self.planner.channels:
-            self._horizon.follow(motion.plan)
-            self._waits = False
+    def adopt(self, motion: StackingMotion | None) -> None:
+        """The arm follows `motion` instead, or rests: the next plan agrees with its beginning. One of other channels is not known
+        here, and the next plan begins when it is followed."""
+        plan = None if motion is None else motion.plan
+        self._horizon.follow(plan if plan is not None and plan.channels == self.planner.channels else None)
+        self._waits = False
 
     def resting(self, observation: Mapping[str, float]) -> StackingMotion:
         """The arm stays where it is."""

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
@@ -21,15 +20,15 @@ from diffuser_core.envs.maze_layout import FORCES as ACTIONS
 from diffuser_core.envs.maze_motion import MazeDecision, MazeGoal, MazeMotion
 from diffuser_ros.conversions import StateError
 from diffuser_ros.qos import COMMAND_QOS
-from diffuser_ros.safety import UnsafeCommand
+from diffuser_ros.safety import ActionFilter, Filtered
 from diffuser_ros.vectors import named_vector, values_by_name
 
-__all__ = ['MazeRobot', 'VectorCommand', 'VectorCommander', 'VectorState', 'limit_actions']
+__all__ = ['MazeRobot', 'VectorCommand', 'VectorCommander', 'VectorState']
 
 TOPIC = 'state'
 GOAL_CHANNELS = CHANNELS[:2]
-ROUNDING = 1e-6
-"""Beyond the limit by less than this is rounding, and not counted as a clamp."""
+MAX_SPEED = 5.0
+"""The mazes clip the ball's velocity to this [m/s]."""
 
 
 @dataclass(frozen=True)
@@ -91,21 +90,9 @@ class VectorCommander:
         """A command is one step."""
         return 1
 
-    def hold(self, command: VectorCommand, stamp: Time) -> None:
+    def hold(self, command: VectorCommand, stamp: Time, now: float = 0.0) -> None:
         """Apply no force from now on."""
         self.send(self._neutral, stamp)
-
-
-def limit_actions(actions: Any, size: int) -> tuple[NDArray[np.float64], int]:
-    """The first of `actions` (tail, size) clamped to [-1, 1], and how many of its values had to be; UnsafeCommand for another
-    shape and for numbers that are not finite."""
-    actions = np.asarray(actions, dtype=np.float64)
-    if actions.ndim != 2 or len(actions) == 0 or actions.shape[1] != size:
-        raise UnsafeCommand(f'a command needs rows of {size} actions, got shape {actions.shape}')
-    if not np.isfinite(actions[0]).all():
-        raise UnsafeCommand('the command holds numbers that are not finite')
-    limited = actions[0].clip(-1.0, 1.0)
-    return limited, int((np.abs(limited - actions[0]) > ROUNDING).sum())
 
 
 class MazeRobot:
@@ -122,6 +109,7 @@ class MazeRobot:
 
     def open(self, node: Node, period: float, *, lock_step: bool) -> None:
         """The publisher of forces."""
+        self._node = node
         self.commander = VectorCommander(node, ACTIONS, np.zeros(len(ACTIONS)))
 
     def close(self, node: Node) -> None:
@@ -162,11 +150,21 @@ class MazeRobot:
         """The ball is stopped."""
         return MazeMotion(None, None, 'states', 1)
 
-    def send(self, decision: MazeDecision, observation: Mapping[str, float], stamp: Time) -> int:
-        """The first action, clamped to [-1, 1]."""
-        action, clamped = limit_actions(decision.actions, len(ACTIONS))
-        self.commander.send(action, stamp)
-        return clamped
+    def prepare(self, decision: MazeDecision, observation: Mapping[str, float], now: float) -> Filtered:
+        """The first action clamped to [-1, 1] and to the largest change from the last one."""
+        last = self.commander.last
+        safety = ActionFilter(ACTIONS, change=self._node.get_parameter('max_action_change').value)
+        return safety.filter(np.asarray(decision.actions)[:1], None if last is None else last.action)
+
+    def send(self, decision: MazeDecision, observation: Mapping[str, float], now: float, stamp: Time) -> Filtered:
+        """The first action."""
+        safe = self.prepare(decision, observation, now)
+        self.commander.send(safe.points[0], stamp)
+        return safe
+
+    def max_speeds(self) -> dict[str, float]:
+        """Of the places."""
+        return dict.fromkeys(GOAL_CHANNELS, MAX_SPEED)
 
     def progress(self, decision: MazeDecision) -> tuple[int, str]:
         """On the way."""

@@ -10,6 +10,7 @@ from diffuser_msgs.srv import SetGoal
 from rclpy.node import Node
 
 from diffuser_core.motion import Motion
+from diffuser_ros.safety import Filtered
 
 __all__ = ['Buffer', 'Moment', 'Robot', 'Sender', 'Sent']
 
@@ -49,7 +50,7 @@ class Sender(Protocol):
     def send_again(self, command: Any) -> None: ...
     def steps_followed(self, command: Any) -> int: ...
     def close(self, node: Node) -> None: ...
-    def hold(self, command: Any, stamp: Time) -> None: ...
+    def hold(self, command: Any, stamp: Time, now: float) -> None: ...
 
 
 class Robot(Protocol):
@@ -74,7 +75,7 @@ class Robot(Protocol):
     def paced_by_states(self) -> bool: ...
 
     def open(self, node: Node, period: float, *, lock_step: bool) -> None:
-        """Make the publishers of commands on `node`, which ticks every `period` [s]."""
+        """Make the publishers of commands on `node`, which ticks every `period` [s]; StartError if a limit cannot be used."""
 
     def close(self, node: Node) -> None:
         """Take back what `open` did."""
@@ -91,9 +92,15 @@ class Robot(Protocol):
     def resting(self, observation: Mapping[str, float]) -> Motion:
         """What to follow until there is a plan."""
 
-    def send(self, decision: Any, observation: Mapping[str, float], stamp: Time) -> int:
-        """Check a decision, clamp it to the limits and publish it; how many values were clamped. UnsafeCommand, and nothing is
-        sent, if no clamping makes it safe."""
+    def prepare(self, decision: Any, observation: Mapping[str, float], now: float) -> Filtered:
+        """A decision checked and clamped to the limits, ready to be sent at `now`, the policy's time [s]; UnsafeCommand if no
+        clamping makes it safe."""
+
+    def send(self, decision: Any, observation: Mapping[str, float], now: float, stamp: Time) -> Filtered:
+        """Prepare a decision and publish it; what was changed. UnsafeCommand, and nothing is sent, if it is not safe."""
+
+    def max_speeds(self) -> Mapping[str, float]:
+        """The largest speed of every channel whose state is to be watched [unit of the channel per second]."""
 
     def progress(self, decision: Any) -> tuple[int, str]:
         """The reason code of PlannerStats and the sentence for a decision that was sent and has not reached the goal."""
