@@ -72,7 +72,7 @@ class PlannerParameters:
     robot_description: str = _parameter('', 'robot kuka: URDF that the joints\' limits are taken from; empty: those of the iiwa')
     max_joint_speed: float = _parameter(6.0, 'robot kuka: commands are clamped to this speed [rad/s]', 0.01, 50.0,
                                         changeable=True)
-    max_joint_acceleration: float = _parameter(200.0, 'robot kuka: and to this acceleration [rad/s^2]', 0.1, 1e4,
+    max_joint_acceleration: float = _parameter(60.0, 'robot kuka: and to this acceleration [rad/s^2]', 0.1, 1e4,
                                                changeable=True)
     max_jump: float = _parameter(0.5, 'robot kuka: a command that begins farther from where the arm is measured or commanded to '
                                  'be is not sent [rad]', 0.001, 10.0, changeable=True)

@@ -45,6 +45,7 @@ from diffuser_ros.parameters import StartError, declare_parameters
 from diffuser_ros.places import Starting, inference_of, start, with_checkpoint
 from diffuser_ros.plan_display import PlanDisplay
 from diffuser_ros.qos import EVENT_QOS, LATCHED_QOS, STATE_QOS
+from diffuser_ros.reach_goal import ReachGoalServer
 from diffuser_ros.robots import ROBOT_KINDS, Robot
 
 __all__ = ['PlannerNode', 'main']
@@ -122,6 +123,7 @@ class PlannerNode(LifecycleNode):
             (LoadCheckpoint, '~/load_checkpoint', self._on_load_checkpoint))]
         self._listening = [self.create_subscription(kind, topic, partial(self._on_message, topic), STATE_QOS)
                            for topic, kind in self._robot.topics.items()]
+        self._reaching = ReachGoalServer(self, self)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._diagnosing = self.create_timer(1.0, self._publish_diagnostics, clock=self._steady)
         self._set_goal_status(GoalStatus.NONE, 'no goal has been set')
@@ -142,8 +144,7 @@ class PlannerNode(LifecycleNode):
         if self._ticking is not None:
             self.destroy_timer(self._ticking)
         self._control.hold_now()
-        self._drop_goal('the planner was deactivated')
-        self._control.clear_goal()
+        self.drop('the planner was deactivated')
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -173,6 +174,7 @@ class PlannerNode(LifecycleNode):
             return
         self._inference.close()
         self._inference = None
+        self._reaching.close()
         self.destroy_timer(self._diagnosing)
         for subscription in self._listening:
             self.destroy_subscription(subscription)
@@ -190,6 +192,7 @@ class PlannerNode(LifecycleNode):
         if self._inference is not None:
             self._inference.close()
             self._inference = None
+            self._reaching.close()
         super().destroy_node()
 
     # States and ticks
@@ -220,6 +223,7 @@ class PlannerNode(LifecycleNode):
             return
         self._control.stats.header.stamp = self._stamp()
         self._publishing['~/stats'].publish(self._control.stats)
+        self._reaching.ticked(self._control.stats)
         if outcome.motion is not None and outcome.decision is not None:
             self._show(outcome)
         self._log(before, outcome)
@@ -261,6 +265,7 @@ class PlannerNode(LifecycleNode):
         if not self._goal_status.message or (status, goal_id) != (self._goal_status.status, self._goal_status.goal_id):
             self._goal_status = GoalStatus(stamp=self._stamp(), goal_id=goal_id, status=status, message=message)
             self._publishing['~/goal_status'].publish(self._goal_status)
+            self._reaching.status(self._goal_status)
             if goal_id:
                 self.get_logger().info(message)
 
@@ -306,9 +311,13 @@ class PlannerNode(LifecycleNode):
         goal_id = self._control.goal_id
         response.success = True
         response.message = f'{goal_id} is cleared' if goal_id else 'there was no goal'
-        self._drop_goal(response.message)
-        self._control.clear_goal()
+        self.drop(response.message)
         return response
+
+    def drop(self, why: str) -> None:
+        """Pursue no goal any more."""
+        self._drop_goal(why)
+        self._control.clear_goal()
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._drop_goal('the planner was reset')
