@@ -42,7 +42,7 @@ class ReachGoalServer:
 
     def status(self, status: GoalStatus) -> None:
         """The goal's status has changed."""
-        for goal_id, (_, done, _) in list(self._waiting.items()):
+        for goal_id in list(self._waiting):
             if goal_id != status.goal_id:
                 self._end(goal_id, False, f'{goal_id} was replaced by {status.goal_id}' if status.goal_id else status.message)
             elif status.status == GoalStatus.REACHED:
