@@ -23,6 +23,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from diffuser_msgs.msg import GoalStatus, PlannerStats
 from diffuser_msgs.msg import Plan as PlanMessage
 from diffuser_msgs.srv import LoadCheckpoint, SetGoal
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.context import Context
@@ -119,8 +120,9 @@ class PlannerNode(LifecycleNode):
         self._display = PlanDisplay(self)
         self._serving = [self.create_service(kind, name, answer) for kind, name, answer in (
             (SetGoal, '~/set_goal', self._on_set_goal), (Trigger, '~/clear_goal', self._on_clear_goal),
-            (Trigger, '~/reset', self._on_reset), (SetBool, '~/hold', self._on_hold), (Trigger, '~/replan', self._on_replan),
-            (LoadCheckpoint, '~/load_checkpoint', self._on_load_checkpoint))]
+            (Trigger, '~/reset', self._on_reset), (SetBool, '~/hold', self._on_hold), (Trigger, '~/replan', self._on_replan))]
+        self._serving.append(self.create_service(  # a group of its own: while it waits, everything else goes on
+            LoadCheckpoint, '~/load_checkpoint', self._on_load_checkpoint, callback_group=ReentrantCallbackGroup()))
         self._listening = [self.create_subscription(kind, topic, partial(self._on_message, topic), STATE_QOS)
                            for topic, kind in self._robot.topics.items()]
         self._reaching = ReachGoalServer(self, self)

@@ -18,6 +18,7 @@ from diffuser_core.envs.kuka_kinematics import JOINT_NAMES
 from diffuser_core.envs.stacking import BLOCKS
 from diffuser_core.envs.stacking_goal import GoalError
 from diffuser_core.envs.stacking_motion import Decision
+from diffuser_core.trajectory import Channels, Plan
 from diffuser_ros.conversions import joint_state, object_states
 from diffuser_ros.planner_node import PlannerNode
 from diffuser_ros.qos import COMMAND_QOS, EVENT_QOS, LATCHED_QOS, STATE_QOS
@@ -35,9 +36,12 @@ class StubMotion:
 
     speed: float
     reached: bool
-    t0: float
-    plan: None = None
+    plan: Plan
     waits: bool = False
+
+    @property
+    def shown(self):
+        return self.plan
 
     def begun(self, now):
         return self
@@ -74,7 +78,7 @@ class StubPolicy:
         if self.error:
             raise self.error
         self.replans += 1
-        return StubMotion(self.speed, self.reached, now)
+        return StubMotion(self.speed, self.reached, Plan(np.zeros((13, 1)), Channels(('x',), ('m',)), now, TICK, {}))
 
 
 class Robot(Node):
@@ -93,7 +97,7 @@ class Robot(Node):
                 (GoalStatus, 'diffuser_planner/goal_status', self.statuses, LATCHED_QOS)):
             self.create_subscription(kind, topic, heard.append, qos)
         self.clients_ = {name: self.create_client(kind, f'diffuser_planner/{name}') for name, kind in (
-            ('set_goal', SetGoal), ('clear_goal', Trigger), ('reset', Trigger), ('hold', SetBool))}
+            ('set_goal', SetGoal), ('clear_goal', Trigger), ('reset', Trigger), ('hold', SetBool), ('replan', Trigger))}
 
     def publish(self, stamp, joints=HOME, names=JOINT_NAMES, blocks=BLOCKS):
         """One state at `stamp` [s]."""
@@ -105,11 +109,16 @@ class Robot(Node):
 class Rig:
     """Planner and robot in one ROS context, spun by the test."""
 
-    def __init__(self, session, policy, **parameters):
+    def __init__(self, session, policy, ready=True, **parameters):
         self.session, self.policy, self.clock = session, policy, 0.0
         self.robot = session.add(Robot(session.context))
         overrides = [Parameter(name, value=value) for name, value in parameters.items()]
         self.planner = session.add(PlannerNode(context=session.context, parameter_overrides=overrides, policy=policy))
+        if ready:
+            self.ready()
+
+    def ready(self):
+        """Wait for the planner's topics."""
         self.until(lambda: self.robot.statuses and all(
             p.get_subscription_count() for p in (self.robot.joints, self.robot.objects)), 'the planner')
         for topic in ('command', 'gripper_command', 'diffuser_planner/stats', 'diffuser_planner/plan'):

@@ -185,6 +185,7 @@ def test_commands_are_clamped_to_speed_and_limits_and_counted(rig, policy):
     rig.step()
     rig.set_goal()
     policy.speed = 9.0
+    rig.planner.set_parameters([Parameter('max_joint_acceleration', value=200.0)])
     stats, command = rig.step()
     np.testing.assert_allclose(positions(command)[0], HOME + 6.0 * TICK)
     assert (positions(command) <= JOINT_UPPER).all() and stats.clamped > 12
@@ -247,7 +248,7 @@ def test_a_stale_state_holds_the_arm_until_states_come_again(session, policy):
     rig.set_goal()
     tick_with(PlannerStats.OK)
     ok = next(s for s in stats if s.reason == PlannerStats.OK)
-    assert ok.latency_ms > 0.0 and ok.planning_ms > 0.0 and ok.plan_age_ms == 0.0
+    assert ok.latency_ms > 0.0 and ok.planning_ms > 0.0 and ok.plan_age_ms > 0.0
     tick_with(PlannerStats.STALE_STATE, feed=False)
     stale = next(s for s in stats if s.reason == PlannerStats.STALE_STATE)
     assert stale.state_age_ms > 300.0 and 'allowed are 300 ms' in stale.reason_text
