@@ -6,7 +6,8 @@ which bytes have changed is refused: chunks carry checksums, and so does the who
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import lru_cache
 from typing import Any, BinaryIO, NamedTuple
 
 import zstandard
@@ -68,7 +69,6 @@ class McapFile:
         self._stream, self._types, self._strict = stream, types, strict
         self._schemas: dict[int, Schema] = {}
         self._channels: dict[int, Channel] = {}
-        self._decoders = DecoderFactory()
 
     def __iter__(self) -> Iterator[Entry]:
         entries = self._entries()
@@ -108,11 +108,17 @@ class McapFile:
             schema = self._schemas.get(channel.schema_id)
             if schema is None or schema.name not in self._types:
                 return
-            decode = self._decoders.decoder_for(channel.message_encoding, schema)
+            decode = _decoder(channel.message_encoding, schema.name, schema.encoding, schema.data)
             if decode is None:
                 raise RunLogError(f'{self.name} has the topic {channel.topic} in the encoding {schema.encoding}; only messages '
                                   "described by 'ros2msg' can be read")
             yield Entry(channel.topic, schema.name, record.log_time, decode(record.data))
+
+
+@lru_cache(maxsize=64)
+def _decoder(encoding: str, name: str, schema_encoding: str, definition: bytes) -> Callable[[bytes], Any] | None:
+    """Made once a type: parsing the definition takes longer than decoding many messages."""
+    return DecoderFactory().decoder_for(encoding, Schema(data=definition, encoding=schema_encoding, id=0, name=name))
 
 
 def _unpacked(chunk: Chunk) -> list[McapRecord]:

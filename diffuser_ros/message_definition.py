@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
@@ -14,6 +15,7 @@ NESTED = re.compile(r'^(\w+)/(?:msg/)?(\w+)(?:\[[<=\d]*\])? ', re.MULTILINE)
 """A field whose type is a message of a named package, as all of ours are."""
 
 
+@cache
 def message_definition(name: str) -> str:
     """The definition of 'package/msg/Name', followed by those of the messages in it, as MCAP wants it.
 

@@ -227,9 +227,9 @@ def _new_file(path: os.PathLike) -> BinaryIO:
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         return open(path, 'xb', buffering=0)
-    except FileExistsError:
-        raise RunLogError(f'{path} exists; a run is recorded to a new file') from None
     except OSError as error:
+        if isinstance(error, FileExistsError) and os.path.lexists(path):
+            raise RunLogError(f'{path} exists; a run is recorded to a new file') from None
         raise RunLogError(f'{path} cannot be written: {error.strerror}') from error
 
 

@@ -69,4 +69,5 @@ def backend_here(parameters: Mapping[str, Any]) -> str:
         if not torch.cuda.is_available():
             raise ValueError(f'the device {parameters["device"]!r} is not on this machine')
         return f'{backend} on {torch.cuda.get_device_name(device)}, {library}, CUDA {torch.version.cuda}'
-    return f'{backend} on {device.type} with {torch.backends.cpu.get_cpu_capability()}, threads {parameters["threads"]}, {library}'
+    capability = torch.backends.cpu.get_cpu_capability()  # 'AVX2', 'AVX512', ...: kernels differ in the order of their sums
+    return f'{backend} on {device.type} with {capability}, threads {parameters["threads"]}, {library}'
