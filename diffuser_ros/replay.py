@@ -191,7 +191,7 @@ def difference(logged: ArrayLike, here: ArrayLike, names: Sequence[str]) -> str:
     channel = names[at % columns] if names else f'number {at}'
     row = f'row {at // columns}, ' if ours.size > columns else ''
     return (f'differs in {len(unequal)} of {ours.size} numbers, first in {row}{channel}: '
-            f'{theirs.view(np.float64)[at]!r} logged, {ours.view(np.float64)[at]!r} here')
+            f'{float(theirs.view(np.float64)[at])!r} logged, {float(ours.view(np.float64)[at])!r} here')
 
 
 def _bits(values: ArrayLike) -> NDArray[np.uint64]:

@@ -43,8 +43,8 @@ class Motion:
 class SmallPolicy:
     """Plans with an untrained network, from noise and from its last plan, to a goal."""
 
-    def __init__(self, seed=0):
-        self._horizon = RecedingHorizon(Planner(untrained(CHANNELS), seed=seed), Sampling(2, 1))
+    def __init__(self, seed=0, backend='eager'):
+        self._horizon = RecedingHorizon(Planner(untrained(CHANNELS), seed=seed, backend=backend), Sampling(2, 1))
         self._conditions = self._horizon.planner.conditions()
 
     def set_goal(self, goal, observation):
@@ -85,10 +85,10 @@ def make_setup(folder, **parameters):
                  'gym', ('push.x', 'push.y'))
 
 
-def record(log, setup, ticks=12):
+def record(log, setup, ticks=12, policy=SmallPolicy):
     """Drive with the small policy and record it: two goals, a change of the limit, a reset, a failure, holding; plans come a
     tick late. Gives the number of ticks with a command."""
-    policy, prepare, motion, commands = SmallPolicy(setup.seed), prepare_within(setup.parameters['limit']), None, 0
+    policy, prepare, motion, commands = policy(setup.seed), prepare_within(setup.parameters['limit']), None, 0
     number, place = 0, np.array([0.1, -0.2])
     log.start(setup)
 
