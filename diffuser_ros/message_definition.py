@@ -11,8 +11,8 @@ from ament_index_python.packages import get_package_share_directory
 __all__ = ['message_definition']
 
 SEPARATOR = '\n' + 80 * '=' + '\n'
-NESTED = re.compile(r'^(\w+)/(?:msg/)?(\w+)(?:\[[<=\d]*\])? ', re.MULTILINE)
-"""A field whose type is a message of a named package, as all of ours are."""
+NESTED = re.compile(r'^ *(?:(\w+)/(?:msg/)?)?([A-Z]\w*)(?:\[[<=\d]*\])?\s', re.MULTILINE)
+"""A field whose type is a message, of a named package or of the same; types that are none have small letters."""
 
 
 @cache
@@ -24,8 +24,9 @@ def message_definition(name: str) -> str:
     texts = {name: _text(name)}
     pending = [name]
     while pending:
-        for package, message in NESTED.findall(texts[pending.pop()]):
-            nested = f'{package}/msg/{message}'
+        outer = pending.pop()
+        for package, message in NESTED.findall(texts[outer]):
+            nested = f'{package or outer.partition("/")[0]}/msg/{message}'
             if nested not in texts:
                 texts[nested] = _text(nested)
                 pending.append(nested)

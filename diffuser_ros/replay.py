@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,16 +88,13 @@ class Replay:
     def _start(self, event: Event) -> None:
         data = event.data
         parameters = {**data['parameters'], 'checkpoint': str(self._folder(data['checkpoint'], data['digest']))}
-        try:
+        with _made('the policy of the log cannot be made'):
             here = self._backend(parameters)
-            if here != data['backend'] and not self._anyway:
-                raise RunLogError(f'the log was made with the backend {data["backend"]}, here it is {here}: the bits may differ')
+        if here != data['backend'] and not self._anyway:
+            raise RunLogError(f'the log was made with the backend {data["backend"]}, here it is {here}: the bits may differ')
+        with _made('the policy of the log cannot be made'):
             self._policy = self._make_policy(parameters)
             self._prepare = self._make_prepare(parameters)
-        except RunLogError:
-            raise
-        except (ValueError, TypeError, KeyError, OSError, RuntimeError, ImportError) as error:
-            raise RunLogError(f'the policy of the log cannot be made: {error}') from error
         self._parameters, self._command_names = parameters, data['command_names']
 
     _load = _start
@@ -113,7 +111,8 @@ class Replay:
 
     def _change(self, event: Event) -> None:
         self._parameters = {**self._parameters, **event.data['parameters']}
-        self._prepare = self._make_prepare(self._parameters)
+        with _made(f'the parameters of event {event.number} cannot be used'):
+            self._prepare = self._make_prepare(self._parameters)
 
     def _goal(self, event: Event) -> None:
         try:
@@ -169,6 +168,15 @@ class Replay:
 
     def _differs(self, sentence: str) -> None:
         self.comparison.first = self.comparison.first or sentence
+
+
+@contextmanager
+def _made(otherwise: str) -> Iterator[None]:
+    """RunLogError, beginning with `otherwise`, for what parameters of another machine or version may lead to."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError, ImportError) as error:
+        raise RunLogError(f'{otherwise}: {error}') from error
 
 
 def _failure(logged: str, here: str) -> str:
