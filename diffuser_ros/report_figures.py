@@ -50,7 +50,7 @@ def latency_figure(drive: Drive) -> Figure:
     times = 1e-9 * (np.array([s.stamp for s in stats]) - stats[0].stamp)
     figure = Figure(figsize=(13.0, 10.0), layout='constrained')
     axes = figure.subplot_mosaic([['latency', 'histogram'], ['age', 'age'], ['reason', 'reason']],
-                                 gridspec_kw={'width_ratios': [2.0, 1.0]})
+                                 gridspec_kw={'width_ratios': [2.0, 1.0], 'height_ratios': [1.4, 1.0, 0.8]})
     latencies = drawable([s.latency_ms for s in stats])
     fresh = fresh_latencies(stats)
     axes['latency'].plot(times, np.where(latencies > 0.0, latencies, np.nan), '.', color=MEASURED, markersize=3)
@@ -65,8 +65,9 @@ def latency_figure(drive: Drive) -> Figure:
         for panel in (axes['latency'], axes['histogram']):
             panel.axhline(1e3 * drive.period, color=LIMIT, linewidth=1.0, label=f'period {1e3 * drive.period:.1f} ms')
     if axes['histogram'].get_legend_handles_labels()[0]:
-        axes['histogram'].legend(fontsize=8, frameon=False)
+        axes['histogram'].legend(fontsize=8)
     axes['histogram'].set_title(f'{len(fresh)} of {len(stats)} ticks sent a fresh command', fontsize=10, loc='left')
+    axes['histogram'].set_xlabel('ticks')
     axes['histogram'].sharey(axes['latency'])
     axes['age'].plot(times, drawable([s.plan_age_ms for s in stats]), color=MEASURED, linewidth=1.0, label='of the plan followed')
     axes['age'].plot(times, drawable([s.state_age_ms for s in stats]), color=PLANNED, linewidth=1.0, label='of the state')

@@ -4,8 +4,10 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
+from builtin_interfaces.msg import Time
 from checkpoints import untrained
 from diffuser_msgs.msg import PlannerStats
+from std_msgs.msg import Header
 
 from diffuser_core.planner import Planner, Sampling
 from diffuser_core.receding_horizon import RecedingHorizon
@@ -126,7 +128,9 @@ def record(log, setup, ticks=12, policy=SmallPolicy):
             log.tick(observation(), now, follows, command, PlannerStats.OK)
             commands += 1
             place = place + 0.2 * command[0]
-        log.stats(PlannerStats(goal_id='goal-1', tick=tick, reason=PlannerStats.OK, latency_ms=1.0 + tick, plan_age_ms=50.0))
+        header = Header(stamp=Time(sec=100 + tick // 20, nanosec=50_000_000 * (tick % 20)))
+        log.stats(PlannerStats(header=header, goal_id='goal-1', tick=tick, reason=PlannerStats.OK, latency_ms=1.0 + tick,
+                               plan_age_ms=50.0))
     return commands
 
 

@@ -254,7 +254,7 @@ def test_a_bag_that_was_cut_off_is_drawn_so_far(tmp_path):
     bag = write_bag(tmp_path / 'bag', list(arm_messages()), list(arm_messages(ticks=30)))
     (bag / 'metadata.yaml').unlink()
     last = bag / 'bag_1.mcap'
-    last.write_bytes(last.read_bytes()[:5000])
+    last.write_bytes(last.read_bytes()[:1000])
     summary = report(bag, tmp_path / 'out')
     assert not summary['complete'] and summary['ticks'] == 20
 
