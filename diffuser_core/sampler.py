@@ -26,7 +26,9 @@ Encoder = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
 Gradient = Callable[[torch.Tensor, int | None], tuple[torch.Tensor, torch.Tensor]]
 
 SOLVERS = ('ddim', 'dpm++')
-RULES = ('clean', 'posterior', 'score', 'algorithm1', 'released')
+SHIFTING = ('clean', 'posterior', 'score')
+RULES = (*SHIFTING, 'algorithm1', 'released')
+"""The rules of guidance, first those that shift the clean estimate."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,6 @@ class _Loop:
         self.eta, self.solver, self.guidance, self.soft = eta, solver, guidance, soft
         self.levels = levels
         self.alpha_bar = denoiser.schedule.shares
-        self.level = torch.arange(len(self.alpha_bar), device=known.device)
         self.context = denoiser.encode(known[None], mask[None]) if denoiser.encode else None
         self.values: torch.Tensor | None = None
         self.earlier: tuple[torch.Tensor, int] | None = None
@@ -202,6 +203,8 @@ class _Loop:
             clean = clean + guidance.limited((1.0 - a) / math.sqrt(a) * self._gradient(guidance, x, i))
         if self.soft is not None and not through_soft:
             clean = torch.lerp(clean, self.soft.values.expand_as(clean), self.soft.weights.expand_as(clean))
+        if self.soft is None and rule not in SHIFTING:
+            return clean, x
         return self._inpainted(clean.clamp(-1.0, 1.0) if self.denoiser.clip else clean), x
 
     def step(self, x: torch.Tensor, clean: torch.Tensor, n: int) -> torch.Tensor:
@@ -245,7 +248,8 @@ class _Loop:
         return gradient.masked_fill(self.mask, 0.0)
 
     def _estimate(self, x: torch.Tensor, i: int) -> torch.Tensor:
-        return self._inpainted(self.denoiser.estimate(x, i, self.level[i:i + 1], self.context))
+        level = self.denoiser.schedule.level(i, x.device)
+        return self._inpainted(self.denoiser.estimate(x, i, level, self.context))
 
     def _inpainted(self, x: torch.Tensor) -> torch.Tensor:
         return torch.where(self.mask, self.known, x)
