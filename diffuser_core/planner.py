@@ -68,6 +68,8 @@ class Planner:
         if clip and self._normalizer.kind != 'limits':
             raise ValueError(f"clip needs a model with the normaliser 'limits', this one has {self._normalizer.kind!r}")
         self._clip = clip
+        offset, scale = (numbers.double().numpy() for numbers in (checkpoint.normalizer.offset, checkpoint.normalizer.scale))
+        self._range = offset - self.OUTSIDE * scale, offset + self.OUTSIDE * scale
         self._warned = False
         self._generator = torch.Generator(self.device)
         self.reseed(seed)
@@ -165,29 +167,28 @@ class Planner:
             raise ValueError(f'at least one candidate is needed, got {count}')
         conditions = self.conditions() if conditions is None else conditions
         horizon = conditions.horizon
-        conditions = self._known(observation, conditions)
+        mask, known, weights = self._known(observation, conditions)
         _check_guide(guide)
         if not math.isfinite(t0):
             raise ValueError(f'the time of a plan must be a finite number, got {t0} s')
-        wanted = conditions.weights > 0.0
-        self._check_range(conditions.values, conditions.mask | wanted)
+        self._check_range(known, mask | (weights > 0.0))
         levels = self._denoiser.schedule.levels
-        rows = [conditions.values, conditions.mask, conditions.weights]
+        rows = [mask, weights, known]
         if warm_start is None:
             visited = strided_levels(levels, sampling.steps)
         else:
             self._check_warm_start(warm_start)
             visited = strided_levels(max(1, round(sampling.warm_level * levels)), sampling.warm_steps)
-            rows.append(warm_start.shifted(t0, len(conditions.mask)))
-        task = _Task(count, tuple(visited), warm_start is not None, bool(wanted.any()), sampling)
-        inputs = torch.from_numpy(np.stack(rows).astype(np.float32))
+            rows.append(warm_start.shifted(t0, len(mask)))
+        task = _Task(count, tuple(visited), warm_start is not None, bool(weights.any()), sampling)
+        inputs = torch.from_numpy(np.array(rows, dtype=np.float32))
         if self._graphs is None:
             physical, drawn = self._draw(task, guide, inputs.to(self.device), time_left, self._seen_by(watch, horizon))
         else:
             physical, drawn = self._replayed(self._graphs, task, guide, inputs)
-        values = physical[:, :horizon].double().cpu().numpy()
+        values = physical[:, :horizon].cpu().numpy().astype(np.float64)
         if not self._clip:  # exactly what was given, not what became of it in single precision, in normal units and back
-            values = np.where(conditions.mask[:horizon], conditions.values[:horizon], values)
+            np.copyto(values, known[:horizon], where=mask[:horizon])
         if not np.isfinite(values).all():
             raise FloatingPointError('the network returned a plan with non-finite values')
         return [Plan(row, self.channels, t0, self.step_dt, provenance)
@@ -203,17 +204,16 @@ class Planner:
               watch: Callable[[int, torch.Tensor], None] | None = None) -> tuple[torch.Tensor, Denoised]:
         """Trajectories (count, horizon, channels) in physical units, and how they came about.
 
-        `inputs` (3 or 4, horizon, channels): known and wanted values, which are known, weights of the wanted ones, the earlier
-        plan. Nothing in here waits for the device.
+        `inputs` (3 or 4, horizon, channels): which values are known, weights of the wanted ones, known and wanted values, the
+        earlier plan. Nothing in here waits for the device.
         """
-        values, mask, weights = inputs[0], inputs[1] > 0.5, inputs[2]
-        sampling, schedule = task.sampling, self._denoiser.schedule
-        normal = self._normalizer.normalize(values)
-        if self._clip:
-            normal = normal.clamp(-1.0, 1.0)
-        start = torch.randn((task.count, *values.shape), generator=self._generator, device=inputs.device)
+        mask, weights = inputs[0].bool(), inputs[1]
+        sampling = task.sampling
+        rows = self._normalizer.normalize(inputs[2:])
+        normal = rows[0].clamp(-1.0, 1.0) if self._clip else rows[0]
+        start = torch.randn((task.count, *normal.shape), generator=self._generator, device=inputs.device)
         if task.warm:
-            start = noised_start(self._normalizer.normalize(inputs[3]), task.visited[0], schedule, start)
+            start = noised_start(rows[1], task.visited[0], self._denoiser.schedule, start)
         guidance = None if guide is None else Guidance(normal_gradient(guide, self._normalizer), sampling.rule,
                                                        sampling.guide_steps, sampling.stop_level, sampling.guide_limit)
         soft = SoftKnown(normal, weights, sampling.through) if task.soft else None
@@ -265,16 +265,18 @@ class Planner:
         normalizer = self.checkpoint.normalizer
         if self._warned or self._clip or normalizer.kind != 'limits':
             return
-        normal = normalizer.normalize(torch.from_numpy(values)).numpy()
-        outside = used & (np.abs(normal) > self.OUTSIDE)
+        low, high = self._range
+        outside = used & ((values < low) | (values > high))
         if outside.any():
             self._warned = True
             t, c = np.argwhere(outside)[0]
+            normal = normalizer.normalize(torch.from_numpy(values))[t, c]
             warnings.warn(f'the value of {self.channels.names[c]} on step {t} lies outside the training data '
-                          f'({normal[t, c]:+.2f} of a range of +-1); plans from there are guesses', stacklevel=4)
+                          f'({normal:+.2f} of a range of +-1); plans from there are guesses', stacklevel=4)
 
-    def _known(self, observation: np.ndarray, conditions: Conditions) -> Conditions:
-        """The conditions with the observation on step 0, padded to a horizon that the network can halve."""
+    def _known(self, observation: np.ndarray, conditions: Conditions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mask, values and weights of the conditions with the observation on step 0, padded to a horizon that the network can
+        halve; values are 0 where nothing is known or wanted, weights where something is known."""
         channels = self.channels
         observation = np.asarray(observation, dtype=np.float64)
         if observation.shape != (len(channels.observations),):
@@ -286,9 +288,9 @@ class Planner:
             raise ValueError(f'conditions need {len(channels)} channels, got {conditions.mask.shape[1]}')
         if conditions.horizon < 2:
             raise ValueError(f'a plan needs a horizon of at least 2 steps, got {conditions.horizon}')
-        mask, values, weights = conditions.mask.copy(), conditions.values.copy(), conditions.weights.copy()
+        conditions = conditions.padded(-conditions.horizon % self.checkpoint.model.horizon_multiple)
+        mask = conditions.mask.copy()
         mask[0, channels.actions:] = True
+        values = np.where(mask | (conditions.weights > 0.0), conditions.values, 0.0)
         values[0, channels.actions:] = observation
-        values[~mask & (weights == 0.0)] = 0.0
-        weights[mask] = 0.0
-        return Conditions(mask, values, weights).padded(-conditions.horizon % self.checkpoint.model.horizon_multiple)
+        return mask, values, np.where(mask, 0.0, conditions.weights)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ['DEFAULT_SAMPLING', 'RULES', 'SOLVERS', 'Sampling']
+__all__ = ['DEFAULT_SAMPLING', 'RULES', 'SHIFTING', 'SOLVERS', 'Sampling']
 
 SOLVERS = ('ddim', 'dpm++')
-RULES = ('clean', 'posterior', 'score', 'algorithm1', 'released')
+SHIFTING = ('clean', 'posterior', 'score')
+RULES = (*SHIFTING, 'algorithm1', 'released')
+"""The rules of guidance, first those that shift the clean estimate."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike
 from diffuser_core.envs.kuka_kinematics import JOINT_LOWER, JOINT_NAMES, JOINT_UPPER
 from diffuser_core.envs.maze_layout import FORCES
 from diffuser_ros.parameters import PlannerParameters
-from diffuser_ros.policy import load_policy, robot_for
 from diffuser_ros.replay import Prepare
 from diffuser_ros.robots.gym import MazeRobot, limit_actions
 from diffuser_ros.safety import limit_joints
