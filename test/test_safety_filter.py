@@ -217,6 +217,20 @@ def test_a_robot_brakes_in_time_before_its_position_limit():
     assert 'by braking' in made.text
 
 
+def test_a_command_that_keeps_its_limits_but_ends_too_fast_to_be_braked_is_slowed_down():
+    """0.9 may be reached from 0.5 at 0.4 a step, but not left at that speed: 0.3 + 0.2 + 0.1 do not fit before the limit at 1."""
+    points, made = one([0.9], start=0.5, speed=0.4, acceleration=0.1)
+    assert points == pytest.approx([0.8]) and dict(made.counts) == {'braking': 1}
+    assert made.text == ('1 value changed (1 by braking), most of all a in point 1 from 0.9 to 0.8 rad, '
+                         'braking before its position limit at 0.1 rad/s^2')
+    assert one([0.9], start=0.5, speed=0.4, acceleration=0.4)[0] == [0.9]
+
+
+def test_a_target_far_off_is_gone_for_at_full_speed_to_the_last_point():
+    points, _ = one([1e6] * 8, speed=0.5, acceleration=0.05, lower=[-math.inf], upper=[math.inf], jump=math.inf)
+    np.testing.assert_allclose(np.diff([0.0, *points]), 0.5, atol=1e-9)
+
+
 def test_a_robot_too_fast_to_be_braked_stops_at_its_position_limit():
     points, made = one([1.5, 1.5], start=0.8, speed=0.4, acceleration=0.1)
     assert points == [1.0, 1.0] and dict(made.counts) == {'position': 2}
