@@ -157,6 +157,17 @@ class SafetyFilter:
         self._refuse_jump(safe[0], start, 'commanded')
         return self._told(asked, safe, kinds)
 
+    def stop(self, before: Commanded, points: int, step_dt: float) -> NDArray[np.float64]:
+        """Joint positions (points, joints) [rad], one every `step_dt` [s], that bring a robot to rest as soon as its limits allow
+        and keep it there. Filtering them changes nothing."""
+        fastest = self.limits.velocity * step_dt
+        step, place = (before.velocity * step_dt).clip(-fastest, fastest), before.position
+        stopping = np.empty((points, len(place)))
+        for n in range(points):
+            step = np.sign(step) * np.maximum(np.abs(step) - self.limits.acceleration * step_dt ** 2, 0.0)
+            stopping[n] = place = (place + step).clip(self.limits.lower, self.limits.upper)
+        return stopping
+
     def _refuse_jump(self, point: NDArray[np.float64], where: NDArray[np.float64], how: str) -> None:
         distance = np.abs(point - where)
         if not (distance <= self.limits.jump).all():

@@ -83,7 +83,7 @@ class StateMonitor:
             self._recent.append((values, 0.0))
             return fault
         self._recent.append((values, time))
-        while time - self._recent[0][1] > WINDOW and len(self._recent) > 2:
+        while time - self._recent[0][1] > WINDOW:
             self._recent.popleft()
         self._agreeing += 1
         return self._verdict()

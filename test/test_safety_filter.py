@@ -170,6 +170,20 @@ def test_a_robot_that_follows_only_the_first_points_keeps_its_limits_for_ever(se
     assert (np.abs(np.diff(went, n=2, axis=0)) <= acceleration * DT ** 2 + SLACK).all()
 
 
+@settings(deadline=None)
+@given(commands())
+def test_a_stop_is_the_shortest_one_and_needs_no_filter(command):
+    own, _, before = command
+    points = SafetyFilter(own).stop(before, 40, DT)
+    filtered = SafetyFilter(own).filter(points, before.position, DT, before)
+    assert filtered.points.tobytes() == points.tobytes()
+    steps = np.vstack([before.velocity * DT, np.diff(np.vstack([before.position, points]), axis=0)])
+    slower = np.abs(steps[:-1]) - np.abs(steps[1:])
+    most = np.minimum(own.acceleration * DT ** 2, 1e9)
+    resting = np.abs(steps[1:]) <= SLACK
+    assert (resting | (np.abs(slower - most) <= SLACK)).all() and (steps[1:] * steps[:-1] >= -SLACK).all()
+
+
 # By hand
 
 def test_velocity_is_limited_from_where_the_robot_is_commanded_to_be_and_then_from_point_to_point():
@@ -203,9 +217,32 @@ def test_a_robot_brakes_in_time_before_its_position_limit():
     assert 'by braking' in made.text
 
 
+def test_a_command_that_keeps_its_limits_but_ends_too_fast_to_be_braked_is_slowed_down():
+    """0.9 may be reached from 0.5 at 0.4 a step, but not left at that speed: 0.3 + 0.2 + 0.1 do not fit before the limit at 1."""
+    points, made = one([0.9], start=0.5, speed=0.4, acceleration=0.1)
+    assert points == pytest.approx([0.8]) and dict(made.counts) == {'braking': 1}
+    assert made.text == ('1 value changed (1 by braking), most of all a in point 1 from 0.9 to 0.8 rad, '
+                         'braking before its position limit at 0.1 rad/s^2')
+    assert one([0.9], start=0.5, speed=0.4, acceleration=0.4)[0] == [0.9]
+
+
+def test_a_target_far_off_is_gone_for_at_full_speed_to_the_last_point():
+    points, _ = one([1e6] * 8, speed=0.5, acceleration=0.05, lower=[-math.inf], upper=[math.inf], jump=math.inf)
+    np.testing.assert_allclose(np.diff([0.0, *points]), 0.5, atol=1e-9)
+
+
 def test_a_robot_too_fast_to_be_braked_stops_at_its_position_limit():
     points, made = one([1.5, 1.5], start=0.8, speed=0.4, acceleration=0.1)
     assert points == [1.0, 1.0] and dict(made.counts) == {'position': 2}
+
+
+def test_a_stop_takes_off_the_same_speed_at_every_step_and_then_rests():
+    guard = SafetyFilter(limits(lower=[-1.0], upper=[1.0], velocity=0.5, acceleration=0.1))
+    points = guard.stop(Commanded(np.array([0.1]), np.array([0.25])), 5, 1.0)
+    np.testing.assert_allclose(points[:, 0], [0.25, 0.3, 0.3, 0.3, 0.3], atol=1e-12)
+    assert guard.stop(Commanded(np.array([0.9]), np.array([0.5])), 3, 1.0)[:, 0].tolist() == [1.0, 1.0, 1.0]
+    at_once = SafetyFilter(limits(lower=[-1.0], upper=[1.0])).stop(Commanded(np.array([0.1]), np.array([0.25])), 2, 1.0)
+    assert at_once[:, 0].tolist() == [0.1, 0.1]
 
 
 @pytest.mark.parametrize('target', [0.63, -0.4])

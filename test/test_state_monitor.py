@@ -114,6 +114,7 @@ def test_a_state_sent_again_is_no_fault_however_long_it_takes_and_changes_no_ver
 
 def test_without_stamps_speeds_are_judged_by_arrivals():
     assert set(reasons([(SPEED * DT * n, 0.0, DT * n) for n in range(50)])) == {OK}
+    assert set(reasons([(0.0, 0.0, 0.0), (SPEED, 0.0, 10.0), (SPEED + 0.01, 0.0, 20.0)])) == {OK}
     assert reasons([(100 * SPEED * DT * n, 0.0, DT * n) for n in range(5)]) == [OK] + [IMPLAUSIBLE] * 4
 
 
