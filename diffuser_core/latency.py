@@ -71,12 +71,15 @@ class SlowChannel(Generic[Item]):
 
     def __init__(self, injected: Injected) -> None:
         self._injected = injected
+        self._under_way: tuple[float, Item, bool] | None = None
         self.restart()
 
-    def restart(self) -> None:
-        """Forget what is on its way and begin the sequence of delays again."""
+    def restart(self) -> list[Item]:
+        """Begin the sequence of delays again; what was on its way."""
+        dropped = [] if self._under_way is None else [self._under_way[1]]
         self._rng = np.random.default_rng(self._injected.seed)
-        self._under_way: tuple[float, Item | None] | None = None
+        self._under_way = None
+        return dropped
 
     @property
     def busy(self) -> bool:
@@ -89,14 +92,13 @@ class SlowChannel(Generic[Item]):
             raise RuntimeError('the channel takes one thing at a time')
         late, lost = self._rng.uniform(0.0, 1.0, 2)
         arrives = now + self._injected.delay + late * self._injected.jitter
-        self._under_way = arrives, None if lost < self._injected.loss else item
+        self._under_way = arrives, item, bool(lost < self._injected.loss)
 
-    def received(self, now: float) -> Iterator[Item]:
-        """What has arrived by `now` [s]."""
+    def received(self, now: float) -> Iterator[tuple[Item, bool]]:
+        """What should have arrived by `now` [s], and whether it was lost on the way."""
         if self._under_way is not None and now >= self._under_way[0] - 1e-9:
-            item, self._under_way = self._under_way[1], None
-            if item is not None:
-                yield item
+            (_, item, lost), self._under_way = self._under_way, None
+            yield item, lost
 
 
 class DelayedPolicy:
@@ -149,7 +151,9 @@ class DelayedPolicy:
         return motion.decide(observation, now)
 
     def _take_in(self, now: float) -> None:
-        for motion, asked in self._channel.received(now):
+        for (motion, asked), lost in self._channel.received(now):
+            if lost:
+                continue
             self._forecast.add(now - asked)
             self._motion = motion.begun(now)
             self._policy.begin(now)

@@ -44,11 +44,10 @@ class Commander:
 
     step_dt    seconds between the points of a command
     lock_step  the arm does one step a command and then waits, instead of following the points by the clock
-    brake      gives a command (points, 7) that comes to rest, from one that stands still at once and how the arm is moving
+    brake      a command of so many points that brings the arm to rest from how it moves
     """
 
-    def __init__(self, node: Node, step_dt: float, *, lock_step: bool,
-                 brake: Callable[[np.ndarray, Commanded], np.ndarray] = lambda points, moving: points) -> None:
+    def __init__(self, node: Node, step_dt: float, *, lock_step: bool, brake: Callable[[Commanded, int], np.ndarray]) -> None:
         self.last: Command | None = None
         self._brake = brake
         self._step_dt = step_dt
@@ -81,5 +80,4 @@ class Commander:
         step = self.steps_followed(command) - 1
         joints = command.joints[step]
         moving = Commanded.along(command.start, command.joints, self._step_dt, (step + 1) * self._step_dt)
-        points = self._brake(np.tile(joints, (len(command.joints), 1)), moving)
-        self.send(points, joints, command.close, stamp, now)
+        self.send(self._brake(moving, len(command.joints)), joints, command.close, stamp, now)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from builtin_interfaces.msg import Time
 from diffuser_msgs.msg import PlannerStats
 from std_msgs.msg import Header
@@ -22,8 +23,10 @@ from diffuser_ros import conversions
 from diffuser_ros.conversions import StateError
 from diffuser_ros.diagnostics import Statistics
 from diffuser_ros.inference import Change, Inference, Request, Result
+from diffuser_ros.recorder import Recorder
 from diffuser_ros.robots import Robot
 from diffuser_ros.robots.robot import Moment
+from diffuser_ros.run_setup import Setup
 from diffuser_ros.safety import UnsafeCommand
 from diffuser_ros.state_monitor import StateMonitor
 
@@ -68,6 +71,8 @@ class Control:
         self.inference = inference
         self._robot, self._period, self._lock_step, self._get = robot, period, lock_step, get
         self._states = robot.states
+        self.recorder: Recorder | None = None
+        self._generation = inference.generation
         self.hold_requested = False
         self.demanded = False
         self.goal: Any = None
@@ -98,8 +103,10 @@ class Control:
         self._result: Result | None = None
         self._began: float | None = None
         self._failed: Result | None = None
+        self._adopted = 0
         self._since_offer = 0
         self._made_at = self._asked_at = 0.0
+        self._followed_request = 0
 
     # Goals
 
@@ -117,11 +124,15 @@ class Control:
     def clear_goal(self) -> None:
         """Pursue nothing, and hold nothing any more."""
         self.inference.change(Change('clear'))
+        if self.recorder is not None:
+            self.recorder.clear()
         self._drop()
 
     def reset(self, seed: int) -> None:
         """Back to the start."""
         self.inference.change(Change('reset', seed=seed))
+        if self.recorder is not None:
+            self.recorder.reset(seed)
         self._drop()
         self.restart()
 
@@ -131,7 +142,7 @@ class Control:
         self.goal, self.goal_id, self._goal_given = None, '', None
         self._robot.commander.last = self._resume_at = None
 
-    def exchange(self, inference: Inference) -> Inference:
+    def exchange(self, inference: Inference, setup: Setup | None = None) -> Inference:
         """Plan by `inference` from the next tick on, with the goal in force, from the motion that is followed; the one before.
         GoalError, and nothing changes, if that goal is not for it."""
         if self._goal_given is not None:
@@ -139,6 +150,10 @@ class Control:
             if self._motion is not None:
                 inference.change(Change('follow', self._motion))
         before, self.inference = self.inference, inference
+        self._generation = inference.generation
+        if self.recorder is not None:
+            follows = self._motion is not None and self._result is not None
+            self.recorder.began_anew(setup, self._followed_request if follows else 0)
         self._epoch += 1
         self._failed, self._began, self._since_offer = None, None, 0
         return before
@@ -166,10 +181,25 @@ class Control:
             if state is self._acted_on:
                 return None
             outcome = self._acted(state)
-        if state is not None and self.goal_id and outcome.decision is None:
-            self._hold(state)
+        held = state is not None and self.goal_id and outcome.decision is None and self._hold(state)
         self._count(outcome, began, late)
+        if self.recorder is not None and self.goal_id and state is not None:
+            self._record(self.recorder, outcome, state, bool(held))
+        self._adopted = 0
         return outcome
+
+    def _record(self, recorder: Recorder, outcome: Outcome, state: Moment, held: bool) -> None:
+        """Write the tick into the run log; a command that the filter refused, and the hold in its place, are two entries."""
+        observation, nothing = outcome.observation or {}, np.empty(0)
+        follows = self._followed_request if self._motion is not None else 0
+        decided = outcome.decision is not None
+        if decided or outcome.reason == PlannerStats.UNSAFE_COMMAND:
+            recorder.ticked(observation, outcome.now, follows, self._robot.numbers() if decided else nothing, self.stats,
+                            adopted=self._adopted, stamp=state.stamp)
+        if not decided:
+            now = outcome.now if self._resume_at is None else self._resume_at
+            recorder.ticked(observation, now, 0, self._robot.numbers() if held else nothing, self.stats, adopted=self._adopted,
+                            stamp=state.stamp)
 
     def _obstacle(self, state: Moment | None, now: float) -> tuple[int, str]:
         """The reason not even to try, and that as one sentence; OK if there is none."""
@@ -228,8 +258,15 @@ class Control:
     def _take_in(self, now: float) -> bool:
         """Follow the newest plan that has come; whether there is one."""
         new = False
-        for result in self.inference.results(now):
-            if result.request.epoch != self._epoch:
+        came = self.inference.results(now)
+        if self.inference.generation != self._generation:
+            self._generation = self.inference.generation
+            if self.recorder is not None:
+                self.recorder.began_anew()
+        for result in came:
+            if self.recorder is not None:
+                self.recorder.came(result)
+            if result.request.epoch != self._epoch or result.lost:
                 continue
             if self._resume_at is None:  # otherwise the policy's time stood still
                 self.forecast.add(max(0.0, now - result.request.now))
@@ -240,6 +277,7 @@ class Control:
                 continue
             self._failed = None
             self._motion, self._made_at = result.motion, self._asked_at
+            self._followed_request = self._adopted = result.request.number
             new = True
         if new and self._motion is not None and self._motion.waits and self._motion.plan is not None:
             self._motion, self._began = self._motion.begun(now), now
@@ -257,6 +295,8 @@ class Control:
         request = Request(self._requests, self._epoch, observation, now, delay, self._began, self._budget())
         self._began, self._since_offer, self.demanded = None, 0, False
         self._asked_at = time.monotonic()
+        if self.recorder is not None:
+            self.recorder.offered(request)
         self.inference.offer(request)
         return False
 
@@ -314,15 +354,16 @@ class Control:
             self._time_shift = self._resume_at - now
         return now + self._time_shift
 
-    def _hold(self, state: Moment) -> None:
-        """Stop the robot where it is told to be at this moment; nothing if it was not told anything."""
+    def _hold(self, state: Moment) -> bool:
+        """Stop the robot where it is told to be at this moment; False if it was not told anything."""
         commander = self._robot.commander
         last = commander.last
         if last is None:
-            return
+            return False
         if self._resume_at is None:
             self._resume_at = self._planned_at + self._period * commander.steps_followed(last)
         commander.hold(last, state.stamp, self._resume_at)
+        return True
 
     # What is told of it
 

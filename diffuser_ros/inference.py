@@ -9,10 +9,10 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from diffuser_core.budget import Budget
+from diffuser_core.budget import Budget, Pace
 from diffuser_core.envs.policy_settings import PolicySettings
 from diffuser_core.latency import Injected, SlowChannel
 from diffuser_core.motion import Motion, Policy
@@ -37,7 +37,7 @@ class Request:
     now      time of the observation for the policy [s]
     delay    forecast of the time until the plan is followed [s]
     began    when the plan before, which had been waiting, was first followed [s], or None
-    budget   time for denoising [s], or None
+    budget   time for denoising [s], who is asked instead, or None
     """
 
     number: int
@@ -46,7 +46,7 @@ class Request:
     now: float
     delay: float = 0.0
     began: float | None = None
-    budget: float | None = None
+    budget: float | Pace | None = None
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,17 @@ class Result:
     refused      the sentence is the validator's: the plan before stays in force
     pace         what the budget answered after every denoising step, if there was one (`budget.SamePace`)
     planning_ms  how long it took; replans: plans made since the last reset
+    lost         it was made, but never arrives: only simulations know of it
     """
 
     request: Request
     motion: Motion | None
     why: str = ''
     refused: bool = False
-    pace: Sequence[bool] = ()
+    pace: Sequence[bool] | None = None
     planning_ms: float = 0.0
     replans: int = 0
+    lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class Session:
     def answer(self, request: Request) -> Result:
         """Plan; what goes wrong is told in the result."""
         began = time.perf_counter()
-        budget = None if request.budget is None else Budget(request.budget)
+        budget = Budget(request.budget) if isinstance(request.budget, (int, float)) else request.budget
         try:
             motion, why = self._reviewed(request, budget)
         except Exception as error:  # told in the next tick, which then holds the robot
@@ -127,10 +129,10 @@ class Session:
             refused = False
         else:
             refused = bool(why)
-        return Result(request, motion, why, refused, tuple(budget.answers) if budget else (),
+        return Result(request, motion, why, refused, tuple(budget.answers) if isinstance(budget, Budget) else None,
                       1e3 * (time.perf_counter() - began), self.policy.replans)
 
-    def _reviewed(self, request: Request, budget: Budget | None) -> tuple[Motion | None, str]:
+    def _reviewed(self, request: Request, budget: Pace | None) -> tuple[Motion | None, str]:
         if request.began is not None:
             self.policy.begin(request.began)
             if self._accepted is not None:
@@ -161,6 +163,8 @@ class Session:
 class Inference(Protocol):
     """Where plans are made.
 
+    backend   what the network runs on, one line (`run_setup.backend_here`); empty for a policy that was given
+    generation  counts policies: a new number says that a fresh one has taken the place of one that died
     busy      whether a request is being answered
     trouble   why no plans come at the moment, one sentence, or empty
     change    make a change before any later request; GoalError where the policy can be asked at once
@@ -169,6 +173,10 @@ class Inference(Protocol):
     close     end what runs beside
     """
 
+    @property
+    def backend(self) -> str: ...
+    @property
+    def generation(self) -> int: ...
     @property
     def busy(self) -> bool: ...
     @property
@@ -182,10 +190,12 @@ class Inference(Protocol):
 class Inline:
     """In the tick: for simulations that wait."""
 
+    generation = 0
     busy = False
     trouble = ''
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, *, backend: str = '') -> None:
+        self.backend = backend
         self._session = session
         self._done: list[Result] = []
 
@@ -210,11 +220,14 @@ class Inline:
 class Late:
     """In the tick, but handed on later, in the time of the policy: a slower computer, simulated to the digit."""
 
+    generation = 0
     trouble = ''
 
-    def __init__(self, session: Session, injected: Injected) -> None:
+    def __init__(self, session: Session, injected: Injected, *, backend: str = '') -> None:
+        self.backend = backend
         self._session = session
         self._channel: SlowChannel[Result] = SlowChannel(injected)
+        self._lost: list[Result] = []
 
     @property
     def busy(self) -> bool:
@@ -222,9 +235,9 @@ class Late:
         return self._channel.busy
 
     def change(self, change: Change) -> None:
-        """Make a change; what is on its way is forgotten."""
+        """Make a change; what is on its way is lost."""
         self._session.change(change)
-        self._channel.restart()
+        self._lost += [replace(result, lost=True) for result in self._channel.restart()]
 
     def offer(self, request: Request) -> None:
         """Plan."""
@@ -232,7 +245,8 @@ class Late:
 
     def results(self, now: float) -> list[Result]:
         """What has arrived by `now` [s]."""
-        return list(self._channel.received(now))
+        lost, self._lost = self._lost, []
+        return lost + [replace(result, lost=lost_) for result, lost_ in self._channel.received(now)]
 
     def close(self) -> None:
         """Nothing to end."""
@@ -245,9 +259,12 @@ class Beside:
     check    raises GoalError for a goal that the policy would refuse: asked at once, while planning goes on
     """
 
+    generation = 0
     trouble = ''
 
-    def __init__(self, session: Session, *, threads: int, check: Callable[[Any], None] = lambda goal: None) -> None:
+    def __init__(self, session: Session, *, threads: int, check: Callable[[Any], None] = lambda goal: None,
+                 backend: str = '') -> None:
+        self.backend = backend
         self._session, self._threads, self._check = session, threads, check
         self._inbox: queue.SimpleQueue[Request | Change | None] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[Result] = queue.SimpleQueue()

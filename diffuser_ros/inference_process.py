@@ -39,7 +39,8 @@ class PlanningProcess:
         self._goal: Change | None = None
         self._busy = False
         self._check: Callable[[Any], None] | None = None
-        self.deaths = 0
+        self.generation = 0
+        self.backend = ''
         self._start()
         if wait:
             try:
@@ -139,7 +140,7 @@ class PlanningProcess:
                 elif isinstance(item, str):
                     self._failure = item
                 else:
-                    self._ready, self._check = True, item.check
+                    self._ready, self._check, self.backend = True, item.check, item.backend
         except (EOFError, OSError):
             self._died()
         return results
@@ -147,7 +148,7 @@ class PlanningProcess:
     def _died(self) -> None:
         if self._failure:
             return
-        self.deaths += 1
+        self.generation += 1
         was_ready, self._ready = self._ready, False
         self._process.kill()
         code = self._process.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
@@ -14,6 +15,7 @@ from rclpy.parameter import Parameter
 from diffuser_core.envs.policy_settings import PolicySettings
 from diffuser_core.envs.stacking_motion import COMMIT
 from diffuser_core.sampling import Sampling
+from diffuser_core.shipped import checkpoint_folder
 from diffuser_ros.inference import SessionSettings
 
 __all__ = ['TAIL', 'PlannerParameters', 'StartError', 'declare_parameters']
@@ -79,6 +81,7 @@ class PlannerParameters:
     max_action_change: float = _parameter(2.0, 'robot gym: an action changes by no more from one tick to the next', 0.001, 2.0,
                                           changeable=True)
     clock_tolerance: float = _parameter(0.5, 'real time: stamps of states may go back or ahead by so much [s]', 0.001, 3600.0)
+    record: str = _parameter('', 'a new file that the run is recorded to (.mcap), to be replayed; empty: none')
     inject_delay: float = _parameter(0.0, 'lock-step: plans arrive so much later [s]', 0.0, 10.0)
     inject_jitter: float = _parameter(0.0, 'lock-step: and up to so much more [s], drawn anew for each', 0.0, 10.0)
     inject_loss: float = _parameter(0.0, 'lock-step: and this share of them never', 0.0, 0.99)
@@ -88,6 +91,11 @@ class PlannerParameters:
         """What the policy is made of."""
         return PolicySettings(self.robot, self.checkpoint, self.device, self.backend, self.threads, self.seed,
                               Sampling(self.steps, self.warm_steps, self.warm_level), self.tick_rate, TAIL, self.commit)
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint in use."""
+        return Path(self.checkpoint).expanduser() if self.checkpoint else checkpoint_folder('kuka_stack')
 
     @property
     def session(self) -> SessionSettings:

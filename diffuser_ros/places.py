@@ -37,12 +37,13 @@ def start(settings: PlannerParameters) -> Starting:
     return _Here(settings)
 
 
-def inference_of(session: Session, settings: PlannerParameters, check: Callable[[Any], None] = lambda goal: None) -> Inference:
+def inference_of(session: Session, settings: PlannerParameters, check: Callable[[Any], None] = lambda goal: None,
+                 backend: str = '') -> Inference:
     """A session in this process, in the tick or in a thread, as the parameters say."""
     if settings.place != 'inline' and not settings.lock_step:
-        return Beside(session, threads=settings.threads, check=check)
+        return Beside(session, threads=settings.threads, check=check, backend=backend)
     injected = Injected(settings.inject_delay, settings.inject_jitter, settings.inject_loss, settings.seed)
-    return Late(session, injected) if injected.any else Inline(session)
+    return Late(session, injected, backend=backend) if injected.any else Inline(session, backend=backend)
 
 
 class _InProcess:
@@ -97,7 +98,7 @@ class _Here:
         except Exception as error:  # whatever it is, the planner in use must stay in use
             self._error = PlanningError(f'the policy cannot be made: {error}')
         else:
-            self._made = inference_of(session, self._settings, ready.check)
+            self._made = inference_of(session, self._settings, ready.check, ready.backend)
 
     def poll(self) -> Inference | None:
         if self._thread.is_alive():

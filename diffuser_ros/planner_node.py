@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,15 @@ from diffuser_ros.control import Control, Outcome
 from diffuser_ros.conversions import StateError
 from diffuser_ros.diagnostics import REASONS, diagnostic_array
 from diffuser_ros.inference import Inference, PlanningError, Session
-from diffuser_ros.parameters import StartError, declare_parameters
+from diffuser_ros.parameters import PlannerParameters, StartError, declare_parameters
 from diffuser_ros.places import Starting, inference_of, start, with_checkpoint
 from diffuser_ros.plan_display import PlanDisplay
 from diffuser_ros.qos import EVENT_QOS, LATCHED_QOS, STATE_QOS
 from diffuser_ros.reach_goal import ReachGoalServer
+from diffuser_ros.recorder import Recorder
 from diffuser_ros.robots import ROBOT_KINDS, Robot
+from diffuser_ros.run_log import RunLog, RunLogError
+from diffuser_ros.run_setup import Setup
 
 __all__ = ['PlannerNode', 'main']
 
@@ -82,6 +86,7 @@ class PlannerNode(LifecycleNode):
                 if self.trigger_configure() != TransitionCallbackReturn.SUCCESS:
                     raise StartError(self._failure)
                 self.trigger_activate()
+            self.add_post_set_parameters_callback(self._parameters_changed)
         except StartError:
             self.destroy_node()
             raise
@@ -94,17 +99,43 @@ class PlannerNode(LifecycleNode):
             self._robot: Robot = ROBOT_KINDS[self._robot_name()]()
             self._inference = start(self._settings).wait() if self._given is None \
                 else inference_of(Session(self._given), self._settings)
+            recorder = self._begin_recording()
+            self._period = 1.0 / self._settings.tick_rate
+            self._robot.open(self, self._period, lock_step=self._settings.lock_step)
         except (StartError, PlanningError) as error:
             self._failure = str(error)
+            if self._inference is not None:
+                self._inference.close()
+                self._inference = None
             if not self._settings.autostart:
                 self.get_logger().error(str(error))
             return TransitionCallbackReturn.FAILURE
-        self._period = 1.0 / self._settings.tick_rate
-        self._robot.open(self, self._period, lock_step=self._settings.lock_step)
         self._control = Control(self._robot, self._inference, period=self._period, lock_step=self._settings.lock_step,
                                 get=lambda name: self.get_parameter(name).value)
+        self._control.recorder = recorder
         self._open()
         return TransitionCallbackReturn.SUCCESS
+
+    def _begin_recording(self) -> Recorder | None:
+        """The recorder, if the run is to be recorded; StartError if it cannot be."""
+        if not self._settings.record:
+            return None
+        assert self._inference is not None
+        try:
+            log = RunLog(Path(self._settings.record).expanduser(), on_end=self._recording_ended)
+            return Recorder(log, self._setup(self._settings, self._inference))
+        except (RunLogError, OSError) as error:
+            raise StartError(f'the run cannot be recorded: {error}') from error
+
+    def _recording_ended(self, why: str) -> None:
+        self.get_logger().error(why)
+
+    def _setup(self, settings: PlannerParameters, inference: Inference) -> Setup:
+        """What the bits of commands depend on."""
+        values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+        values |= {name: self.get_parameter(name).value for name in values if self.has_parameter(name)}
+        values |= {'checkpoint': settings.checkpoint, 'robot': self._robot.name}
+        return Setup(values, settings.folder, inference.backend, settings.seed, self._robot.name, self._robot.command_names)
 
     def _robot_name(self) -> str:
         try:
@@ -174,9 +205,7 @@ class PlannerNode(LifecycleNode):
             self._loading = None
         if self._inference is None:
             return
-        self._inference.close()
-        self._inference = None
-        self._reaching.close()
+        self._end_planning()
         self.destroy_timer(self._diagnosing)
         for subscription in self._listening:
             self.destroy_subscription(subscription)
@@ -192,10 +221,21 @@ class PlannerNode(LifecycleNode):
         if self._loading is not None:
             self._loading[0].close()
         if self._inference is not None:
-            self._inference.close()
-            self._inference = None
-            self._reaching.close()
+            self._end_planning()
         super().destroy_node()
+
+    def _end_planning(self) -> None:
+        assert self._inference is not None
+        self._inference.close()
+        self._inference = None
+        self._reaching.close()
+        if self._control.recorder is not None:
+            self._control.recorder.close()
+
+    def _parameters_changed(self, parameters: list[Parameter]) -> None:
+        ours = {p.name: p.value for p in parameters if p.name in {field.name for field in fields(self._settings)}}
+        if ours and self._inference is not None and self._control.recorder is not None:
+            self._control.recorder.changed(ours)
 
     # States and ticks
 
@@ -305,7 +345,10 @@ class PlannerNode(LifecycleNode):
         state = self._robot.states.newest
         if state is None:
             raise GoalError(self._robot.states.lacking())
-        goal_id = self._control.set_goal(goal, self._robot.observation(state))
+        observation = self._robot.observation(state)
+        goal_id = self._control.set_goal(goal, observation)
+        if self._control.recorder is not None:
+            self._control.recorder.goal(request, observation)
         self._set_goal_status(GoalStatus.ACTIVE, f'{goal_id}: {self._robot.describe_goal(goal)}')
         return goal_id
 
@@ -381,7 +424,7 @@ class PlannerNode(LifecycleNode):
             ready = starting.poll()
             if ready is None:
                 return
-            before = self._control.exchange(ready)
+            before = self._control.exchange(ready, self._setup(with_checkpoint(self._settings, self._robot.name, path), ready))
         except (PlanningError, GoalError) as error:
             starting.close()
             self._loading = None

@@ -105,7 +105,7 @@ def test_the_same_seed_suffers_the_same_jitter_and_losses():
     def arrivals(seed, loss):
         channel, times = SlowChannel(Injected(delay=0.1, jitter=0.3, loss=loss, seed=seed)), []
         for n in range(400):
-            times += [(n, sent) for sent in channel.received(n / 100)]
+            times += [(n, sent) for sent, lost in channel.received(n / 100) if not lost]
             if not channel.busy:
                 channel.send(n, n / 100)
         return times
@@ -121,4 +121,6 @@ def test_the_channel_takes_one_thing_at_a_time():
     channel.send('a', 0.0)
     with pytest.raises(RuntimeError, match='one thing at a time'):
         channel.send('b', 0.5)
-    assert list(channel.received(0.9)) == [] and list(channel.received(1.0)) == ['a'] and not channel.busy
+    assert list(channel.received(0.9)) == [] and list(channel.received(1.0)) == [('a', False)] and not channel.busy
+    channel.send('b', 2.0)
+    assert channel.restart() == ['b'] and not channel.busy and channel.restart() == []

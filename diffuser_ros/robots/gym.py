@@ -99,6 +99,7 @@ class MazeRobot:
     """See `Robot`."""
 
     name = 'gym'
+    command_names = ACTIONS
     topics = {TOPIC: NamedVector}
     paced_by_states = True
 
@@ -161,6 +162,14 @@ class MazeRobot:
         safe = self.prepare(decision, observation, now)
         self.commander.send(safe.points[0], stamp)
         return safe
+
+    def numbers(self) -> NDArray[np.float64]:
+        """The forces, (2,)."""
+        return np.empty(0) if self.commander.last is None else self.commander.last.action
+
+    def restore(self, numbers: NDArray[np.float64], now: float) -> None:
+        """The inverse of `numbers`."""
+        self.commander.last = VectorCommand(numbers, Time(), 0.0)
 
     def max_speeds(self) -> dict[str, float]:
         """Of the places."""

@@ -8,6 +8,7 @@ import numpy as np
 from builtin_interfaces.msg import Time
 from diffuser_msgs.msg import ObjectStates, PlannerStats
 from diffuser_msgs.srv import SetGoal
+from numpy.typing import NDArray
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
 
@@ -16,19 +17,23 @@ from diffuser_core.envs.stacking import BLOCKS, format_relation
 from diffuser_core.envs.stacking_goal import StackingGoal
 from diffuser_core.envs.stacking_motion import Decision, StackingMotion
 from diffuser_ros import conversions
-from diffuser_ros.commander import Commander
+from diffuser_ros.commander import Command, Commander
 from diffuser_ros.parameters import TAIL, StartError
 from diffuser_ros.robot_description import DescriptionError, limits_from_urdf
-from diffuser_ros.safety import Commanded, Filtered, Limits, SafetyFilter, UnsafeCommand
+from diffuser_ros.safety import Commanded, Filtered, Limits, SafetyFilter
 from diffuser_ros.state_buffer import State, StateBuffer
 
 __all__ = ['KukaRobot']
+
+FASTEST = 10.0
+"""No joint of the arm moves faster than this, whatever it is told [rad/s]: a state that says so is wrong."""
 
 
 class KukaRobot:
     """See `Robot`."""
 
     name = 'kuka'
+    command_names = (*JOINT_NAMES, 'gripper')
     topics = {'joint_states': JointState, 'object_states': ObjectStates}
     paced_by_states = False
 
@@ -72,27 +77,40 @@ class KukaRobot:
     def prepare(self, decision: Decision, observation: Mapping[str, float], now: float) -> Filtered:
         """The joints within the limits of position, speed, acceleration and jump."""
         measured = np.array([observation[name] for name in JOINT_NAMES])
-        last = self.commander.last
-        before = None if last is None else Commanded.along(last.start, last.joints, self._period, now - last.now)
-        return self._filter().filter(decision.joints, measured, self._period, before)
+        return self._filter().filter(decision.joints, measured, self._period, self._commanded(now))
 
     def send(self, decision: Decision, observation: Mapping[str, float], now: float, stamp: Time) -> Filtered:
         """Joints and gripper."""
         safe = self.prepare(decision, observation, now)
-        measured = np.array([observation[name] for name in JOINT_NAMES])
-        self.commander.send(safe.points, measured, bool(decision.gripper[0]), stamp, now)
+        before = self._commanded(now)
+        start = np.array([observation[name] for name in JOINT_NAMES]) if before is None else before.position
+        self.commander.send(safe.points, start, bool(decision.gripper[0]), stamp, now)
         return safe
 
-    def _braked(self, points: np.ndarray, moving: Commanded) -> np.ndarray:
-        """A standstill that begins with a motion, as the limits allow it."""
-        try:
-            return self._filter().filter(points, moving.position, self._period, moving).points
-        except UnsafeCommand:  # it cannot be braked within the limits: then it stands still at once
-            return points
+    def numbers(self) -> NDArray[np.float64]:
+        """Joints and gripper, (1 + points, 8); the first row is where the arm was told to be when the command began."""
+        last = self.commander.last
+        if last is None:
+            return np.empty((0, len(self.command_names)))
+        return np.column_stack([np.vstack([last.start, last.joints]), np.full(1 + len(last.joints), float(last.close))])
+
+    def restore(self, numbers: NDArray[np.float64], now: float) -> None:
+        """The inverse of `numbers`."""
+        rows = numbers.reshape(-1, len(self.command_names))
+        self.commander.last = Command(rows[1:, :-1], rows[0, :-1], bool(rows[0, -1]), Time(), 0.0, now)
+
+    def _commanded(self, now: float) -> Commanded | None:
+        """Where the arm is told to be at `now`; None if it was not told anything."""
+        last = self.commander.last
+        return None if last is None else Commanded.along(last.start, last.joints, self._period, now - last.now)
+
+    def _braked(self, moving: Commanded, points: int) -> np.ndarray:
+        """The shortest stop within the limits."""
+        return self._filter().stop(moving, points, self._period)
 
     def max_speeds(self) -> dict[str, float]:
         """Of the joints."""
-        return dict(zip(JOINT_NAMES, self._filter().limits.velocity.tolist()))
+        return dict.fromkeys(JOINT_NAMES, FASTEST)
 
     def _filter(self) -> SafetyFilter:
         """The filter by the parameters as they are now."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 from builtin_interfaces.msg import Time
 from diffuser_msgs.srv import SetGoal
+from numpy.typing import NDArray
 from rclpy.node import Node
 
 from diffuser_core.motion import Motion
@@ -57,6 +59,7 @@ class Robot(Protocol):
     """One kind of robot.
 
     name             as the parameter `robot` has it
+    command_names    what the columns of `numbers` are
     topics           message type of every state topic, by its name
     states           the newest state
     commander        made by `open`
@@ -65,6 +68,8 @@ class Robot(Protocol):
 
     @property
     def name(self) -> str: ...
+    @property
+    def command_names(self) -> Sequence[str]: ...
     @property
     def topics(self) -> Mapping[str, type]: ...
     @property
@@ -98,6 +103,12 @@ class Robot(Protocol):
 
     def send(self, decision: Any, observation: Mapping[str, float], now: float, stamp: Time) -> Filtered:
         """Prepare a decision and publish it; what was changed. UnsafeCommand, and nothing is sent, if it is not safe."""
+
+    def numbers(self) -> NDArray[np.float64]:
+        """The last command as numbers, rows of `command_names`."""
+
+    def restore(self, numbers: NDArray[np.float64], now: float) -> None:
+        """Take these `numbers` for the last command, sent at `now`, the policy's time [s]."""
 
     def max_speeds(self) -> Mapping[str, float]:
         """The largest speed of every channel whose state is to be watched [unit of the channel per second]."""
