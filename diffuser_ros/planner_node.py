@@ -50,7 +50,6 @@ from diffuser_ros.qos import EVENT_QOS, LATCHED_QOS, STATE_QOS
 from diffuser_ros.reach_goal import ReachGoalServer
 from diffuser_ros.recorder import Recorder
 from diffuser_ros.robots import ROBOT_KINDS, Robot
-from diffuser_ros.run_log import RunLog, RunLogError
 from diffuser_ros.run_setup import Setup
 
 __all__ = ['PlannerNode', 'main']
@@ -121,6 +120,8 @@ class PlannerNode(LifecycleNode):
         if not self._settings.record:
             return None
         assert self._inference is not None
+        from diffuser_ros.run_log import RunLog, RunLogError  # needs packages that are needed for nothing else
+
         try:
             log = RunLog(Path(self._settings.record).expanduser(), on_end=self._recording_ended)
             return Recorder(log, self._setup(self._settings, self._inference))

@@ -7,15 +7,17 @@ until its result has been written.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
 from diffuser_msgs.msg import PlannerStats
 
 from diffuser_ros.inference import Request, Result
-from diffuser_ros.run_log import RunLog
 from diffuser_ros.run_setup import Setup
+
+if TYPE_CHECKING:
+    from diffuser_ros.run_log import RunLog
 
 __all__ = ['Recorder']
 
