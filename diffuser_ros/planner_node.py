@@ -70,8 +70,8 @@ class PlannerNode(LifecycleNode):
     """
 
     def __init__(self, *, context: Context | None = None, parameter_overrides: Sequence[Parameter] | None = None,
-                 policy: Policy | None = None) -> None:
-        super().__init__(NAME, context=context, parameter_overrides=list(parameter_overrides or []))
+                 policy: Policy | None = None, namespace: str = '') -> None:
+        super().__init__(NAME, context=context, parameter_overrides=list(parameter_overrides or []), namespace=namespace)
         self._given = policy
         self._inference: Inference | None = None
         self._loading: tuple[Starting, str, Future] | None = None

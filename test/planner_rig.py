@@ -84,8 +84,8 @@ class StubPolicy:
 class Robot(Node):
     """What the planner talks to: publishes states, hears commands, calls services."""
 
-    def __init__(self, context):
-        super().__init__('robot', context=context)
+    def __init__(self, context, namespace=''):
+        super().__init__('robot', context=context, namespace=namespace)
         self.joints = self.create_publisher(JointState, 'joint_states', STATE_QOS)
         self.objects = self.create_publisher(ObjectStates, 'object_states', STATE_QOS)
         self.commands, self.grippers, self.stats, self.plans, self.statuses = [], [], [], [], []
@@ -109,11 +109,12 @@ class Robot(Node):
 class Rig:
     """Planner and robot in one ROS context, spun by the test."""
 
-    def __init__(self, session, policy, ready=True, **parameters):
+    def __init__(self, session, policy, ready=True, namespace='', **parameters):
         self.session, self.policy, self.clock = session, policy, 0.0
-        self.robot = session.add(Robot(session.context))
+        self.robot = session.add(Robot(session.context, namespace))
         overrides = [Parameter(name, value=value) for name, value in parameters.items()]
-        self.planner = session.add(PlannerNode(context=session.context, parameter_overrides=overrides, policy=policy))
+        self.planner = session.add(PlannerNode(context=session.context, parameter_overrides=overrides, policy=policy,
+                                               namespace=namespace))
         if ready:
             self.ready()
 

@@ -168,10 +168,9 @@ def test_a_signal_ends_a_node_that_is_inactive(sent, session, tmp_path):
     """The other states are in test_lifecycle."""
     untrained_stacking().save(tmp_path / 'checkpoint')
     environment = os.environ | {'PYTHONPATH': str(ROOT), 'RCUTILS_LOGGING_BUFFERED_STREAM': '0'}
-    process = subprocess.Popen(
-        [sys.executable, '-m', 'diffuser_ros.planner_node', '--ros-args', '-r', f'__node:=planner_{sent}', '-p',
-         'autostart:=false', '-p', f'checkpoint:={tmp_path / "checkpoint"}'], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
-        start_new_session=True)
+    arguments = ['-r', f'__node:=planner_{sent}', '-p', 'autostart:=false', '-p', f'checkpoint:={tmp_path / "checkpoint"}']
+    process = subprocess.Popen([sys.executable, '-m', 'diffuser_ros.planner_node', '--ros-args', *arguments], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
     deadline = threading.Timer(90.0, process.kill)
     deadline.start()
     try:

@@ -11,18 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from action_msgs.msg import GoalStatus as ActionStatus
+from builtin_interfaces.msg import Time
 from checkpoints import untrained_stacking
 from diffuser_msgs.action import ReachGoal
 from diffuser_msgs.msg import GoalStatus, PlannerStats
 from diffuser_msgs.srv import LoadCheckpoint
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
-from planner_rig import RED_ON_GREEN, Rig, StubPolicy, positions
+from planner_rig import HOME, RED_ON_GREEN, TICK, Rig, StubPolicy, positions
 from rclpy.action import ActionClient
 from rclpy.parameter import Parameter
 from ros_client import Session
+from rosgraph_msgs.msg import Clock
 
 from diffuser_ros.parameters import StartError
+from diffuser_ros.qos import CLOCK_QOS
 
 ROOT = Path(__file__).parents[1]
 
@@ -128,6 +131,41 @@ def test_what_cannot_be_configured_stays_unconfigured_and_can_be_tried_again(ses
     assert manager.state == State.PRIMARY_STATE_UNCONFIGURED and endpoints(rig) == bare
     (tmp_path / 'later').symlink_to(checkpoints[0])
     assert manager.to(Transition.TRANSITION_CONFIGURE) and manager.state == State.PRIMARY_STATE_INACTIVE
+
+
+def test_several_robots_go_side_by_side_in_namespaces(session):
+    left, right = (Rig(session, StubPolicy(), lock_step=True, namespace=name) for name in ('left', 'right'))
+    left.policy.speed, right.policy.speed = 0.24, -0.24
+    for rig in (left, right):
+        rig.step()
+        rig.set_goal()
+    commands = [rig.step()[1] for rig in (left, right, left)]
+    assert (positions(commands[0])[0] > HOME).all() and (positions(commands[1])[0] < HOME).all()
+    assert (left.robot.stats[-1].tick, right.robot.stats[-1].tick) == (3, 2)
+
+
+def test_with_simulated_time_the_ticks_follow_the_clock(session):
+    rig = Rig(session, StubPolicy(), use_sim_time=True)
+    clock = rig.robot.create_publisher(Clock, '/clock', CLOCK_QOS)
+    rig.until(lambda: clock.get_subscription_count(), 'who listens to the clock')
+    now = 100.0
+
+    def pass_time(seconds):
+        nonlocal now
+        for _ in range(round(seconds / TICK)):
+            now += TICK
+            clock.publish(Clock(clock=Time(sec=int(now), nanosec=round(1e9 * (now % 1)))))
+            rig.settle()
+
+    pass_time(0.2)
+    rig.robot.publish(now)
+    rig.until(lambda: rig.planner._robot.states.newest, 'the state')
+    assert rig.call('set_goal', RED_ON_GREEN).success
+    ticks = len(rig.robot.stats)
+    session.spin(0.3)
+    assert len(rig.robot.stats) == ticks, 'no time has passed'
+    pass_time(0.5)
+    rig.until(lambda: len(rig.robot.stats) > ticks + 3, 'ticks')
 
 
 # Parameters
