@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,11 +16,12 @@ from visualization_msgs.msg import Marker, MarkerArray
 if TYPE_CHECKING:
     from diffuser_ros.bridges.gym_robot import StaticBox  # which imports simulators
 
-__all__ = ['FRAME', 'box_markers', 'path_markers']
+__all__ = ['FRAME', 'Scene', 'box_markers', 'scene_markers']
 
 FRAME = 'world'
 WALL = ColorRGBA(r=0.55, g=0.58, b=0.62, a=1.0)
 PLAN = ColorRGBA(r=0.30, g=0.61, b=0.91, a=1.0)
+CANDIDATE = ColorRGBA(r=0.30, g=0.61, b=0.91, a=0.35)
 TRAIL = ColorRGBA(r=0.12, g=0.16, b=0.20, a=0.8)
 GOAL = ColorRGBA(r=0.84, g=0.16, b=0.15, a=0.9)
 LINE_WIDTH, GOAL_SIZE = 0.05, 0.25
@@ -35,24 +37,42 @@ def box_markers(boxes: Iterable[StaticBox]) -> MarkerArray:
         for number, box in enumerate(boxes)])
 
 
-def path_markers(plan: NDArray[np.float64], trail: NDArray[np.float64], goal: NDArray[np.float64] | None,
-                 stamp: Time) -> MarkerArray:
-    """Plan (n, 2) and trail (n, 2) [m] as lines on the ground, the goal (2,) as a ball; what is not there is taken away."""
+@dataclass(frozen=True)
+class Scene:
+    """What there is to draw of a robot at one moment; places (2,) on the ground or (3,) in space [m].
+
+    place       where the robot, or its tip, is
+    plan        (n, 2) or (n, 3), empty if there is none
+    goal        or None
+    candidates  plans that were drawn beside it
+    """
+
+    place: NDArray[np.float64]
+    plan: NDArray[np.float64]
+    goal: NDArray[np.float64] | None = None
+    candidates: Sequence[NDArray[np.float64]] = ()
+
+
+def scene_markers(scene: Scene, trail: NDArray[np.float64], stamp: Time) -> MarkerArray:
+    """Plan, candidates and `trail` (n, 2 or 3) [m] as lines, the goal as a ball; what is not there is taken away."""
     header = Header(frame_id=FRAME, stamp=stamp)
     markers = []
-    for name, points, colour in (('plan', plan, PLAN), ('trail', trail, TRAIL)):
+    for name, points, colour in (('plan', scene.plan, PLAN), ('trail', trail, TRAIL)):
         drawn = len(points) > 1
         line = Marker(header=header, ns=name, type=Marker.LINE_STRIP, action=Marker.ADD if drawn else Marker.DELETE,
                       scale=Vector3(x=LINE_WIDTH), color=colour)
-        line.pose.orientation.w = 1.0
         line.points = [_point(point) for point in points] if drawn else []
         markers.append(line)
-    ball = Marker(header=header, ns='goal', type=Marker.SPHERE, action=Marker.DELETE if goal is None else Marker.ADD,
+    several = Marker(header=header, ns='candidates', type=Marker.LINE_LIST, scale=Vector3(x=LINE_WIDTH / 3), color=CANDIDATE,
+                     action=Marker.ADD if len(scene.candidates) else Marker.DELETE)
+    several.points = [_point(point) for path in scene.candidates for pair in zip(path, path[1:]) for point in pair]
+    ball = Marker(header=header, ns='goal', type=Marker.SPHERE, action=Marker.DELETE if scene.goal is None else Marker.ADD,
                   scale=Vector3(x=GOAL_SIZE, y=GOAL_SIZE, z=GOAL_SIZE), color=GOAL)
-    ball.pose.orientation.w = 1.0
-    if goal is not None:
-        ball.pose.position = _point(goal)
-    return MarkerArray(markers=[*markers, ball])
+    if scene.goal is not None:
+        ball.pose.position = _point(scene.goal)
+    for marker in (*markers, several, ball):
+        marker.pose.orientation.w = 1.0
+    return MarkerArray(markers=[*markers, several, ball])
 
 
 def _point(place: NDArray[np.float64]) -> Point:

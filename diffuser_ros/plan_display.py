@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from builtin_interfaces.msg import Time
+from numpy.typing import NDArray
 from rclpy.node import Node
 from visualization_msgs.msg import MarkerArray
 
-from diffuser_core.trajectory import Plan
-from diffuser_ros.markers import path_markers
+from diffuser_ros.markers import Scene, scene_markers
 from diffuser_ros.qos import EVENT_QOS
 
 __all__ = ['PlanDisplay']
@@ -22,15 +21,14 @@ INTERVAL = 0.1
 """Seconds between two drawings."""
 TRAIL = 300
 """Places of the trail, one a drawing."""
-PLACE = ('x', 'y')
 
 
 class PlanDisplay:
-    """Publishes `~/plan_markers` for a robot that moves in the plane; without subscribers it only asks whether there are any."""
+    """Publishes `~/plan_markers`; without subscribers it only asks whether there are any."""
 
     def __init__(self, node: Node) -> None:
         self._publisher = node.create_publisher(MarkerArray, '~/plan_markers', EVENT_QOS)
-        self._trail: deque[Sequence[float]] = deque(maxlen=TRAIL)
+        self._trail: deque[NDArray[np.float64]] = deque(maxlen=TRAIL)
         self._drawn = -INTERVAL
 
     def close(self, node: Node) -> None:
@@ -41,13 +39,12 @@ class PlanDisplay:
         """Begin the trail again."""
         self._trail.clear()
 
-    def show(self, plan: Plan | None, place: Sequence[float] | None, goal: Any, stamp: Time) -> None:
-        """Draw the plan from the robot's `place` (x, y) [m] to the goal's; nothing without a place."""
+    def show(self, scene: Callable[[], Scene], stamp: Time) -> None:
+        """Draw the scene, if somebody looks and it is time."""
         now = time.monotonic()
-        if place is None or now < self._drawn + INTERVAL or not self._publisher.get_subscription_count():
+        if now < self._drawn + INTERVAL or not self._publisher.get_subscription_count():
             return
         self._drawn = now
-        self._trail.append(place)
-        points = np.zeros((0, 2)) if plan is None else plan.values[:, plan.channels.indices(PLACE)]
-        at = None if goal is None else np.array([goal.x, goal.y])
-        self._publisher.publish(path_markers(points, np.array(self._trail), at, stamp))
+        drawn = scene()
+        self._trail.append(drawn.place)
+        self._publisher.publish(scene_markers(drawn, np.array(self._trail), stamp))

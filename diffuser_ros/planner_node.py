@@ -278,7 +278,8 @@ class PlannerNode(LifecycleNode):
         if outcome.new and decision.plan is not None and self._publishing['~/plan'].get_subscription_count():
             began = conversions.later(state.stamp, decision.plan.t0 - outcome.now)
             self._publishing['~/plan'].publish(conversions.plan_message(decision.plan, self._control.goal_id, began))
-        self._display.show(decision.plan, self._robot.place(outcome.observation), self._control.goal, state.stamp)
+        motion, observation, goal = outcome.motion, outcome.observation, self._control.goal
+        self._display.show(lambda: self._robot.scene(motion, observation, goal), state.stamp)
         if decision.reached:
             self._set_goal_status(GoalStatus.REACHED, f'{self._control.goal_id} is reached')
         else:

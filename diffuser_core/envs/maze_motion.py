@@ -53,6 +53,7 @@ class MazeMotion:
     goal       (x, y) [m], or None
     execution  how the plan is carried out: see `MazePolicy`
     tail       ticks of actions a decision holds
+    candidates  places of the plans that were drawn beside it (candidates, horizon, 2) [m], for pictures
     """
 
     plan: Plan | None
@@ -60,6 +61,7 @@ class MazeMotion:
     execution: str
     tail: int
     waits: bool = False
+    candidates: NDArray[np.float64] | None = None
 
     @property
     def shown(self) -> Plan | None:

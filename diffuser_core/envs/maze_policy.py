@@ -187,6 +187,7 @@ class MazePolicy:
         if goal is None or self.execution == 'paper' and kept is not None:
             return self._motion
         state = self.planner.channels.vector(observation)
+        candidates = None
         self._horizon.follow(kept)
         conditions = self._conditions(goal)
         if (kept is None or self._crossings(kept, now)) and self._candidates > 1:
@@ -195,11 +196,12 @@ class MazePolicy:
                                             t0=now, budget=budget)
             plan = min(map(self._smoothed, drawn), key=lambda p: (self._crossings(p, now), arrival(p, goal)))
             plan = replace(plan, provenance={**plan.provenance, 'committed': committed, 'spread': self._spread(drawn)})
+            candidates = np.stack([p.values[:, self._places] for p in drawn])
             self._horizon.replans += 1
         else:
             plan = self._smoothed(self._horizon.update(state, conditions, now, budget=budget, ahead=delay))
         if kept is None or not self._better(kept, plan, state, goal, now):
-            self._motion = replace(self._stopped, plan=plan, waits=kept is None)
+            self._motion = replace(self._stopped, plan=plan, waits=kept is None, candidates=candidates)
         self._stuck = self._stands_still(state, goal, now)
         return self._motion
 

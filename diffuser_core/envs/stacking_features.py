@@ -11,13 +11,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffuser_core.data.demonstrations import SegmentData
 from diffuser_core.envs.kuka_kinematics import JOINT_NAMES, nearest_joints, planar_tip
 from diffuser_core.envs.stacking import BLOCKS, CHANNELS, Relation, standing_relations
 from diffuser_core.trajectory import Channels, Plan
+
+if TYPE_CHECKING:
+    from diffuser_core.data.demonstrations import SegmentData
 
 __all__ = ['ATTACHED', 'FEATURES', 'MOVED', 'OTHERS', 'PLACES', 'TIP', 'UNITS', 'Situation', 'as_features', 'cartesian',
            'cylindrical', 'features', 'named_plan', 'slots', 'state_by_name']

@@ -19,6 +19,7 @@ from diffuser_core.envs.maze_layout import CHANNELS
 from diffuser_core.envs.maze_layout import FORCES as ACTIONS
 from diffuser_core.envs.maze_motion import MazeDecision, MazeGoal, MazeMotion
 from diffuser_ros.conversions import StateError
+from diffuser_ros.markers import Scene
 from diffuser_ros.qos import COMMAND_QOS
 from diffuser_ros.safety import ActionFilter, Filtered
 from diffuser_ros.vectors import named_vector, values_by_name
@@ -179,6 +180,8 @@ class MazeRobot:
         """On the way."""
         return PlannerStats.OK, 'on the way'
 
-    def place(self, observation: Mapping[str, float]) -> Sequence[float]:
-        """x and y."""
-        return [observation[name] for name in GOAL_CHANNELS]
+    def scene(self, motion: MazeMotion, observation: Mapping[str, float], goal: MazeGoal) -> Scene:
+        """On the ground."""
+        plan = np.empty((0, 2)) if motion.plan is None else motion.plan.values[:, motion.plan.channels.indices(GOAL_CHANNELS)]
+        return Scene(np.array([observation[name] for name in GOAL_CHANNELS]), plan, np.array([goal.x, goal.y]),
+                     () if motion.candidates is None else tuple(motion.candidates))

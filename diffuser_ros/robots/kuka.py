@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
 
-from diffuser_core.envs.kuka_kinematics import JOINT_LOWER, JOINT_NAMES, JOINT_UPPER
+from diffuser_core.envs.kuka_kinematics import JOINT_LOWER, JOINT_NAMES, JOINT_UPPER, planar_tip
 from diffuser_core.envs.stacking import BLOCKS, format_relation
+from diffuser_core.envs.stacking_features import cartesian
 from diffuser_core.envs.stacking_goal import StackingGoal
 from diffuser_core.envs.stacking_motion import Decision, StackingMotion
 from diffuser_ros import conversions
 from diffuser_ros.commander import Command, Commander
+from diffuser_ros.markers import Scene
 from diffuser_ros.parameters import TAIL, StartError
 from diffuser_ros.robot_description import DescriptionError, limits_from_urdf
 from diffuser_ros.safety import Commanded, Filtered, Limits, SafetyFilter
@@ -136,5 +138,8 @@ class KukaRobot:
             return PlannerStats.OK, 'holding: the plan that was drawn builds nothing higher, another one is drawn'
         return PlannerStats.OK, f'building {format_relation(decision.subgoal)}'
 
-    def place(self, observation: Mapping[str, float]) -> None:
-        """An arm moves in space: its plans are not drawn as lines on the ground."""
+    def scene(self, motion: StackingMotion, observation: Mapping[str, float], goal: StackingGoal) -> Scene:
+        """The way of the tip, in space."""
+        tip = cartesian(planar_tip(np.array([observation[name] for name in JOINT_NAMES])))
+        plan = np.empty((0, 3)) if motion.plan is None else cartesian(motion.plan.values[:, motion.tip])
+        return Scene(tip, plan)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rclpy.node import Node
 
 from diffuser_core.motion import Motion
+from diffuser_ros.markers import Scene
 from diffuser_ros.safety import Filtered
 
 __all__ = ['Buffer', 'Moment', 'Robot', 'Sender', 'Sent']
@@ -116,5 +117,5 @@ class Robot(Protocol):
     def progress(self, decision: Any) -> tuple[int, str]:
         """The reason code of PlannerStats and the sentence for a decision that was sent and has not reached the goal."""
 
-    def place(self, observation: Mapping[str, float]) -> Sequence[float] | None:
-        """Where the robot is in the plane [m], for markers; None if it is drawn otherwise."""
+    def scene(self, motion: Any, observation: Mapping[str, float], goal: Any) -> Scene:
+        """What there is to draw."""
