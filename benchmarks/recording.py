@@ -29,14 +29,18 @@ class Recorder:
     def __init__(self, path: Path) -> None:
         rng = np.random.default_rng(0)
         self._state = dict(zip(CHANNELS, rng.normal(size=len(CHANNELS)).tolist()))
-        self._plan = Plan(rng.normal(size=(64, len(FEATURES))), Channels(FEATURES, UNITS), 0.0, 1 / 12, {})
+        self._channels = Channels(FEATURES, UNITS)
+        self._values = rng.normal(size=(TIMER_TICKS, 64, len(FEATURES))).astype(np.float32)  # as networks give them
+        self._ticks = 0
         self._command = rng.normal(size=(12, 8))
         self.log = RunLog(path, on_end=print)
         self.log.start(Setup({'tick_rate': RATE}, checkpoint_folder('kuka_stack'), 'none', 0, 'kuka', (*JOINT_NAMES, 'gripper')))
 
     def tick(self) -> None:
         """All that a tick records."""
-        motion = self.log.replan(self._state, 0.0, self._plan)
+        plan = Plan(self._values[self._ticks], self._channels, 0.0, 1 / 12, {})
+        self._ticks += 1
+        motion = self.log.replan(self._state, 0.0, plan)
         self.log.tick(self._state, 0.0, motion, self._command, PlannerStats.OK, 'building red on green')
         self.log.stats(PlannerStats(reason_text='building red on green'))
 
@@ -67,7 +71,7 @@ def main() -> None:
         recorder = Recorder(path)
         tell(f'recording a tick at {RATE:g} Hz takes', paced(RATE, TICKS, recorder)[0])
         recorder.log.close()
-        print(f'a tick makes {path.stat().st_size / TICKS / 1e3:.1f} kB of random numbers')
+        print(f'a tick makes {path.stat().st_size / TICKS / 1e3:.1f} kB')
         tell(f'a timer of {TIMER_RATE:g} Hz is late, nothing recorded', paced(TIMER_RATE, TIMER_TICKS, None)[1])
         recorder = Recorder(Path(folder) / 'second.mcap')
         tell(f'a timer of {TIMER_RATE:g} Hz is late, each tick recorded', paced(TIMER_RATE, TIMER_TICKS, recorder)[1])
