@@ -87,6 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     stacking.add_argument('--keep-goal', action='store_true', help='with --classifier: give the goal as well')
     stacking.add_argument('--displace', type=float, default=0.0, metavar='METRES',
                           help='move a block by this much in the middle of every episode')
+    stacking.add_argument('--delay', type=float, default=0.0, metavar='SECONDS', help='plans arrive so much later')
+    stacking.add_argument('--jitter', type=float, default=0.0, metavar='SECONDS', help='and up to so much more')
+    stacking.add_argument('--loss', type=float, default=0.0, metavar='SHARE', help='and this share of them never')
+    stacking.add_argument('--blind', action='store_true', help='with --delay: make plans as if they arrived at once')
     stacking.add_argument('--videos', action='store_true', help='film the best, median and worst episode of each task')
     stacking.add_argument('--through-ros', action='store_true', help='through bridge and planner node, in lock-step')
     stacking.add_argument('--realtime', action='store_true', help='with --through-ros: by the clock')
@@ -159,8 +163,9 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _evaluate_stacking(options: argparse.Namespace) -> None:
-    from diffuser_core.envs.stacking_policy import StackingPolicy
+    from diffuser_core.envs.stacking_motion import COMMIT
     from diffuser_core.evaluate.stacking import Suite, evaluate, format_rows
+    from diffuser_core.latency import Injected
     from diffuser_core.planner import Sampling
     chosen = _sampling(options)
     if options.realtime and not options.through_ros:
@@ -175,8 +180,9 @@ def _evaluate_stacking(options: argparse.Namespace) -> None:
     suite = Suite(
         checkpoint=options.checkpoint, policy=options.policy, tasks=TASKS if options.task == 'all' else (options.task,),
         episodes=options.episodes, seed_start=options.seed_start, workers=options.workers, sampling=Sampling(**chosen),
-        commit=StackingPolicy.COMMIT if options.commit is None else options.commit, displace=options.displace,
+        commit=COMMIT if options.commit is None else options.commit, displace=options.displace,
         classifier=options.classifier, keep_goal=options.keep_goal, videos=options.videos,
+        injected=Injected(options.delay, options.jitter, options.loss), blind=options.blind,
         ros=('realtime' if options.realtime else 'lock-step') if options.through_ros else None)
     out = options.out or Path('runs/evaluate') / (options.suite if options.policy is None else f'{options.suite}_{suite.name}')
     print(format_rows(evaluate(suite, out, options.command)['rows']))

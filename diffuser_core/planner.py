@@ -12,65 +12,16 @@ import numpy as np
 import torch
 
 from diffuser_core.backends import LoopGraphs, execute
-from diffuser_core.budget import Budget
+from diffuser_core.budget import Budget, Pace
 from diffuser_core.checkpoint import Checkpoint
 from diffuser_core.conditions import Conditions
 from diffuser_core.guides import Guide, deferred_checks, normal_gradient
-from diffuser_core.sampler import RULES, SOLVERS, Denoised, Denoiser, Guidance, SoftKnown, denoise, noised_start
+from diffuser_core.sampler import Denoised, Denoiser, Guidance, SoftKnown, denoise, noised_start
+from diffuser_core.sampling import DEFAULT_SAMPLING, Sampling
 from diffuser_core.schedule import NoiseSchedule, strided_levels
 from diffuser_core.trajectory import Channels, Plan
 
 __all__ = ['DEFAULT_SAMPLING', 'Planner', 'Sampling']
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a plan is drawn. sampler.py has the mathematics of each option.
-
-    steps       network calls a plan made from pure noise
-    warm_steps  network calls a plan made from an earlier one
-    warm_level  share of the denoising levels that the earlier plan is noised up to, in (0, 1]
-    eta         noise added on the way: 0 none (DDIM), 1 as DDPM
-    solver      'ddim' or 'dpm++'
-    rule        how a guide bends the plan: 'clean', 'posterior', 'score', 'algorithm1' or 'released'
-    guide_steps gradient steps a level, for the last two rules
-    stop_level  no guidance below this level
-    guide_limit farthest that a guide may move an entry of the clean estimate at one level, in shares of half the data's range;
-                None for no limit
-    resample    times that a level is repeated to reconcile known and sampled entries
-    through     whether wanted values act through the network's derivative (slower) or directly
-    """
-
-    steps: int = 6
-    warm_steps: int = 3
-    warm_level: float = 0.5
-    eta: float = 0.0
-    solver: str = 'ddim'
-    rule: str = 'clean'
-    guide_steps: int = 1
-    stop_level: int = 0
-    guide_limit: float | None = 0.3
-    resample: int = 0
-    through: bool = False
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.warm_steps < 1:
-            raise ValueError(f'a plan needs at least one denoising step, got {self.steps} cold and {self.warm_steps} warm')
-        if not 0.0 < self.warm_level <= 1.0 or not 0.0 <= self.eta <= 1.0:
-            raise ValueError(f'warm_level lies in (0, 1] and eta in [0, 1], got {self.warm_level} and {self.eta}')
-        if self.solver not in SOLVERS or self.rule not in RULES:
-            raise ValueError(f'solver is one of {", ".join(SOLVERS)} and rule one of {", ".join(RULES)}, got {self.solver!r} and '
-                             f'{self.rule!r}')
-        if self.solver == 'dpm++' and (self.eta or self.rule == 'algorithm1'):
-            raise ValueError("the solver 'dpm++' is deterministic: it takes neither eta nor the rule 'algorithm1'")
-        if self.guide_limit is not None and not self.guide_limit > 0.0:
-            raise ValueError(f'guide_limit must be positive, or None for no limit, got {self.guide_limit}')
-        if self.guide_steps < 1 or self.stop_level < 0 or self.resample < 0:
-            raise ValueError(f'guide_steps is at least 1, stop_level and resample at least 0, got {self.guide_steps}, '
-                             f'{self.stop_level} and {self.resample}')
-
-
-DEFAULT_SAMPLING = Sampling()
 
 
 def _check_guide(guide: object) -> None:
@@ -117,6 +68,8 @@ class Planner:
         if clip and self._normalizer.kind != 'limits':
             raise ValueError(f"clip needs a model with the normaliser 'limits', this one has {self._normalizer.kind!r}")
         self._clip = clip
+        offset, scale = (numbers.double().numpy() for numbers in (checkpoint.normalizer.offset, checkpoint.normalizer.scale))
+        self._range = offset - self.OUTSIDE * scale, offset + self.OUTSIDE * scale
         self._warned = False
         self._generator = torch.Generator(self.device)
         self.reseed(seed)
@@ -171,13 +124,13 @@ class Planner:
 
     def plan(self, observation: np.ndarray, conditions: Conditions | None = None, *, guide: Guide | None = None,
              warm_start: Plan | None = None, sampling: Sampling = DEFAULT_SAMPLING, t0: float = 0.0,
-             budget: float | None = None, count: int = 1, select: Guide | None = None) -> Plan:
+             budget: float | Pace | None = None, count: int = 1, select: Guide | None = None) -> Plan:
         """One plan from `observation` (observations,) in physical units, the state at time `t0` [s].
 
         conditions  further known and wanted entries; they fix the horizon, any from 2 up, default training's
         guide       objective that bends the plan
         warm_start  earlier plan, read from `t0` on (its end is held) and noised
-        budget      time [s] after which no further denoising step is begun; at least one is made
+        budget      time [s] after which no further denoising step is begun, at least one is made; or who is asked instead
         count       candidates drawn at once; the best by `select`, or else by `guide`, is returned
 
         ValueError, one sentence, for wrong shapes and non-finite numbers; GuideError for a guide that returns nonsense.
@@ -197,14 +150,14 @@ class Planner:
 
     def candidates(self, observation: np.ndarray, conditions: Conditions | None = None, *, count: int,
                    guide: Guide | None = None, warm_start: Plan | None = None, sampling: Sampling = DEFAULT_SAMPLING,
-                   t0: float = 0.0, budget: float | None = None,
+                   t0: float = 0.0, budget: float | Pace | None = None,
                    watch: Callable[[int, np.ndarray], None] | None = None) -> list[Plan]:
         """`count` independent plans in one batch; arguments as for `plan`.
 
         watch  called before every denoising step with its level i and the trajectories there, and at the end with -1 and the
                clean ones, (count, horizon, channels) in physical units: for pictures. Not with the backend 'cudagraph'.
         """
-        time_left = None if budget is None else Budget(budget)
+        time_left = Budget(budget) if isinstance(budget, (int, float)) else budget
         if time_left is not None and self._graphs is not None:
             raise ValueError("the backend 'cudagraph' always runs its loop to the end and takes no budget; ask for fewer steps, "
                              "or use the backend 'traced'")
@@ -214,29 +167,28 @@ class Planner:
             raise ValueError(f'at least one candidate is needed, got {count}')
         conditions = self.conditions() if conditions is None else conditions
         horizon = conditions.horizon
-        conditions = self._known(observation, conditions)
+        mask, known, weights = self._known(observation, conditions)
         _check_guide(guide)
         if not math.isfinite(t0):
             raise ValueError(f'the time of a plan must be a finite number, got {t0} s')
-        wanted = conditions.weights > 0.0
-        self._check_range(conditions.values, conditions.mask | wanted)
+        self._check_range(known, mask | (weights > 0.0))
         levels = self._denoiser.schedule.levels
-        rows = [conditions.values, conditions.mask, conditions.weights]
+        rows = [mask, weights, known]
         if warm_start is None:
             visited = strided_levels(levels, sampling.steps)
         else:
             self._check_warm_start(warm_start)
             visited = strided_levels(max(1, round(sampling.warm_level * levels)), sampling.warm_steps)
-            rows.append(warm_start.shifted(t0, len(conditions.mask)))
-        task = _Task(count, tuple(visited), warm_start is not None, bool(wanted.any()), sampling)
-        inputs = torch.from_numpy(np.stack(rows).astype(np.float32))
+            rows.append(warm_start.shifted(t0, len(mask)))
+        task = _Task(count, tuple(visited), warm_start is not None, bool(weights.any()), sampling)
+        inputs = torch.from_numpy(np.array(rows, dtype=np.float32))
         if self._graphs is None:
             physical, drawn = self._draw(task, guide, inputs.to(self.device), time_left, self._seen_by(watch, horizon))
         else:
             physical, drawn = self._replayed(self._graphs, task, guide, inputs)
-        values = physical[:, :horizon].double().cpu().numpy()
+        values = physical[:, :horizon].cpu().numpy().astype(np.float64)
         if not self._clip:  # exactly what was given, not what became of it in single precision, in normal units and back
-            values = np.where(conditions.mask[:horizon], conditions.values[:horizon], values)
+            np.copyto(values, known[:horizon], where=mask[:horizon])
         if not np.isfinite(values).all():
             raise FloatingPointError('the network returned a plan with non-finite values')
         return [Plan(row, self.channels, t0, self.step_dt, provenance)
@@ -248,21 +200,20 @@ class Planner:
             return None
         return lambda i, x: watch(i, self._normalizer.denormalize(x)[:, :horizon].double().cpu().numpy())
 
-    def _draw(self, task: _Task, guide: Guide | None, inputs: torch.Tensor, budget: Budget | None = None,
+    def _draw(self, task: _Task, guide: Guide | None, inputs: torch.Tensor, budget: Pace | None = None,
               watch: Callable[[int, torch.Tensor], None] | None = None) -> tuple[torch.Tensor, Denoised]:
         """Trajectories (count, horizon, channels) in physical units, and how they came about.
 
-        `inputs` (3 or 4, horizon, channels): known and wanted values, which are known, weights of the wanted ones, the earlier
-        plan. Nothing in here waits for the device.
+        `inputs` (3 or 4, horizon, channels): which values are known, weights of the wanted ones, known and wanted values, the
+        earlier plan. Nothing in here waits for the device.
         """
-        values, mask, weights = inputs[0], inputs[1] > 0.5, inputs[2]
-        sampling, schedule = task.sampling, self._denoiser.schedule
-        normal = self._normalizer.normalize(values)
-        if self._clip:
-            normal = normal.clamp(-1.0, 1.0)
-        start = torch.randn((task.count, *values.shape), generator=self._generator, device=inputs.device)
+        mask, weights = inputs[0].bool(), inputs[1]
+        sampling = task.sampling
+        rows = self._normalizer.normalize(inputs[2:])
+        normal = rows[0].clamp(-1.0, 1.0) if self._clip else rows[0]
+        start = torch.randn((task.count, *normal.shape), generator=self._generator, device=inputs.device)
         if task.warm:
-            start = noised_start(self._normalizer.normalize(inputs[3]), task.visited[0], schedule, start)
+            start = noised_start(rows[1], task.visited[0], self._denoiser.schedule, start)
         guidance = None if guide is None else Guidance(normal_gradient(guide, self._normalizer), sampling.rule,
                                                        sampling.guide_steps, sampling.stop_level, sampling.guide_limit)
         soft = SoftKnown(normal, weights, sampling.through) if task.soft else None
@@ -314,16 +265,18 @@ class Planner:
         normalizer = self.checkpoint.normalizer
         if self._warned or self._clip or normalizer.kind != 'limits':
             return
-        normal = normalizer.normalize(torch.from_numpy(values)).numpy()
-        outside = used & (np.abs(normal) > self.OUTSIDE)
+        low, high = self._range
+        outside = used & ((values < low) | (values > high))
         if outside.any():
             self._warned = True
             t, c = np.argwhere(outside)[0]
+            normal = normalizer.normalize(torch.from_numpy(values))[t, c]
             warnings.warn(f'the value of {self.channels.names[c]} on step {t} lies outside the training data '
-                          f'({normal[t, c]:+.2f} of a range of +-1); plans from there are guesses', stacklevel=4)
+                          f'({normal:+.2f} of a range of +-1); plans from there are guesses', stacklevel=4)
 
-    def _known(self, observation: np.ndarray, conditions: Conditions) -> Conditions:
-        """The conditions with the observation on step 0, padded to a horizon that the network can halve."""
+    def _known(self, observation: np.ndarray, conditions: Conditions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mask, values and weights of the conditions with the observation on step 0, padded to a horizon that the network can
+        halve; values are 0 where nothing is known or wanted, weights where something is known."""
         channels = self.channels
         observation = np.asarray(observation, dtype=np.float64)
         if observation.shape != (len(channels.observations),):
@@ -335,9 +288,9 @@ class Planner:
             raise ValueError(f'conditions need {len(channels)} channels, got {conditions.mask.shape[1]}')
         if conditions.horizon < 2:
             raise ValueError(f'a plan needs a horizon of at least 2 steps, got {conditions.horizon}')
-        mask, values, weights = conditions.mask.copy(), conditions.values.copy(), conditions.weights.copy()
+        conditions = conditions.padded(-conditions.horizon % self.checkpoint.model.horizon_multiple)
+        mask = conditions.mask.copy()
         mask[0, channels.actions:] = True
+        values = np.where(mask | (conditions.weights > 0.0), conditions.values, 0.0)
         values[0, channels.actions:] = observation
-        values[~mask & (weights == 0.0)] = 0.0
-        weights[mask] = 0.0
-        return Conditions(mask, values, weights).padded(-conditions.horizon % self.checkpoint.model.horizon_multiple)
+        return mask, values, np.where(mask, 0.0, conditions.weights)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from diffuser_core.budget import Pace
 from diffuser_core.conditions import Conditions
 from diffuser_core.guides import Guide
 from diffuser_core.planner import DEFAULT_SAMPLING, Planner, Sampling
@@ -35,46 +38,89 @@ class RecedingHorizon:
     commit     for how many steps after the present they are kept: the new plan goes on from a motion instead of from a
                standstill, which matters where states hold positions but no velocities
     fade       for how many steps after those the new plan is still drawn to the last one, ever less (real-time chunking)
+    moving     those of the committed channels that are kept, for as long as a plan takes to arrive, even if it is drawn from
+               noise: the robot moves on meanwhile
     """
 
     def __init__(self, planner: Planner, sampling: Sampling = DEFAULT_SAMPLING, *, committed: Sequence[str] = (),
-                 commit: int = 0, fade: int = 0) -> None:
+                 commit: int = 0, fade: int = 0, moving: Sequence[str] = ()) -> None:
         if commit < 0 or fade < 0:
             raise ValueError(f'commit and fade count plan steps and cannot be negative, got {commit} and {fade}')
         self.planner = planner
         self.sampling = sampling
         self._committed = planner.channels.indices(committed)
+        self._moving = planner.channels.indices(moving)
         self._commit = commit
         self._fade = fade
         self.plan: Plan | None = None
+        self._followed: Plan | None = None
         self.replans = 0
 
     def restart(self, plan: Plan | None = None) -> None:
-        """Forget the current plan, so that the next one is made from pure noise, or go on from `plan`."""
+        """Forget the current plan, so that the next one is made from pure noise, or from `plan`. The robot follows what it
+        followed until the next plan comes."""
         self.plan = plan
 
+    def follow(self, plan: Plan | None) -> None:
+        """The robot follows `plan`, which is the current one; None: it rests."""
+        self.plan = self._followed = plan
+
+    @property
+    def resting(self) -> bool:
+        """Whether the robot follows no plan."""
+        return self._followed is None
+
+    def begin(self, now: float) -> None:
+        """The current plan is followed from `now` [s] on: its first row is moved to that time if it was earlier."""
+        if self.plan is not None and now > self.plan.t0:
+            self.follow(replace(self.plan, t0=now))
+
     def update(self, observation: np.ndarray, conditions: Conditions, now: float, *, guide: Guide | None = None,
-               budget: float | None = None) -> Plan:
+               budget: float | Pace | None = None, ahead: float = 0.0) -> Plan:
         """Plan from `observation` (observations,) at time `now` [s] and keep the result; other arguments as `Planner.plan`.
 
-        A plan that has run out, or that starts after `now`, is no warm start.
+        ahead  time [s] that passes until the robot follows the new plan: for so long it agrees with the one followed until then
+
+        A plan that has run out, or that starts after `now`, is no warm start. ValueError for a time ahead that is negative or not
+        finite.
         """
-        last = self.plan
-        if last is not None and not last.t0 <= now <= last.t0 + last.step_dt * (last.horizon - 1):
-            last = None
-        if last is not None and (self._commit or self._fade):
-            conditions = self._prefixed(conditions, last.shifted(now, conditions.horizon))
-        self.plan = self.planner.plan(observation, conditions, guide=guide, warm_start=last, sampling=self.sampling, t0=now,
-                                      budget=budget)
+        conditions, steps = self.prefixed(conditions, now, ahead)
+        plan = self.planner.plan(observation, conditions, guide=guide, warm_start=self._current(self.plan, now),
+                                 sampling=self.sampling, t0=now, budget=budget)
+        self.follow(replace(plan, provenance={**plan.provenance, 'committed': steps}))
         self.replans += 1
+        assert self.plan is not None
         return self.plan
 
-    def _prefixed(self, conditions: Conditions, shifted: np.ndarray) -> Conditions:
-        """`conditions` plus the committed channels of the last plan, shifted to the present; what is known stays as it is."""
+    def prefixed(self, conditions: Conditions, now: float, ahead: float) -> tuple[Conditions, int]:
+        """`conditions` plus what is kept of the plan that the robot follows, and for how many steps that is."""
+        if not 0.0 <= ahead < math.inf:
+            raise ValueError(f'the time until a plan is followed must be finite and not negative, got {ahead} s')
+        steps = math.ceil(ahead / self.planner.step_dt - 1e-9)
+        last = self._current(self.plan, now)
+        if last is not None:
+            steps = max(steps, self._commit)
+            if steps or self._fade:
+                return self._kept(conditions, last.shifted(now, conditions.horizon), self._committed, steps, self._fade), steps
+        followed = self._current(self._followed, now)
+        if last is None and followed is not None and steps and len(self._moving):
+            return self._kept(conditions, followed.shifted(now, conditions.horizon), self._moving, steps, 0), steps
+        return conditions, 0
+
+    @staticmethod
+    def _current(plan: Plan | None, now: float) -> Plan | None:
+        """The plan, unless it has run out or starts after `now`."""
+        if plan is None or not plan.t0 <= now <= plan.t0 + plan.step_dt * (plan.horizon - 1):
+            return None
+        return plan
+
+    @staticmethod
+    def _kept(conditions: Conditions, shifted: np.ndarray, channels: np.ndarray, steps: int, fade: int) -> Conditions:
+        """`conditions` plus these channels of a plan, shifted to the present; what is known stays as it is."""
         mask, values, weights = conditions.mask.copy(), conditions.values.copy(), conditions.weights.copy()
-        strength = chunking_weights(len(mask), self._commit, self._fade)
+        strength = chunking_weights(len(mask), steps, fade)
         for t in range(1, len(mask)):
-            free = self._committed[~conditions.mask[t, self._committed]]
+            free = channels[~conditions.mask[t, channels]]
             if strength[t] == 0.0:
                 break
             values[t, free] = shifted[t, free]

@@ -15,18 +15,16 @@ from dataclasses import dataclass
 
 import torch
 
-from diffuser_core.budget import Budget
+from diffuser_core.budget import Pace
 from diffuser_core.diffusion import clean_estimate, noised
+from diffuser_core.sampling import RULES, SHIFTING, SOLVERS
 from diffuser_core.schedule import NoiseSchedule
 
-__all__ = ['RULES', 'SOLVERS', 'Denoised', 'Denoiser', 'Guidance', 'SoftKnown', 'denoise', 'noised_start']
+__all__ = ['Denoised', 'Denoiser', 'Guidance', 'SoftKnown', 'denoise', 'noised_start']
 
 Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 Encoder = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
 Gradient = Callable[[torch.Tensor, int | None], tuple[torch.Tensor, torch.Tensor]]
-
-SOLVERS = ('ddim', 'dpm++')
-RULES = ('clean', 'posterior', 'score', 'algorithm1', 'released')
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def noised_start(plan: torch.Tensor, i: int, schedule: NoiseSchedule, noise: tor
 
 def denoise(denoiser: Denoiser, start: torch.Tensor, levels: Sequence[int], known: torch.Tensor, mask: torch.Tensor,
             generator: torch.Generator, eta: float = 0.0, *, solver: str = 'ddim', guidance: Guidance | None = None,
-            soft: SoftKnown | None = None, resample: int = 0, budget: Budget | None = None,
+            soft: SoftKnown | None = None, resample: int = 0, budget: Pace | None = None,
             watch: Callable[[int, torch.Tensor], None] | None = None) -> Denoised:
     """Clean trajectories from `start` (batch, horizon, channels) at level `levels[0]`, visiting `levels` downwards.
 
@@ -167,7 +165,6 @@ class _Loop:
         self.eta, self.solver, self.guidance, self.soft = eta, solver, guidance, soft
         self.levels = levels
         self.alpha_bar = denoiser.schedule.shares
-        self.level = torch.arange(len(self.alpha_bar), device=known.device)
         self.context = denoiser.encode(known[None], mask[None]) if denoiser.encode else None
         self.values: torch.Tensor | None = None
         self.earlier: tuple[torch.Tensor, int] | None = None
@@ -202,6 +199,8 @@ class _Loop:
             clean = clean + guidance.limited((1.0 - a) / math.sqrt(a) * self._gradient(guidance, x, i))
         if self.soft is not None and not through_soft:
             clean = torch.lerp(clean, self.soft.values.expand_as(clean), self.soft.weights.expand_as(clean))
+        if self.soft is None and rule not in SHIFTING:
+            return clean, x
         return self._inpainted(clean.clamp(-1.0, 1.0) if self.denoiser.clip else clean), x
 
     def step(self, x: torch.Tensor, clean: torch.Tensor, n: int) -> torch.Tensor:
@@ -245,7 +244,8 @@ class _Loop:
         return gradient.masked_fill(self.mask, 0.0)
 
     def _estimate(self, x: torch.Tensor, i: int) -> torch.Tensor:
-        return self._inpainted(self.denoiser.estimate(x, i, self.level[i:i + 1], self.context))
+        level = self.denoiser.schedule.level(i, x.device)
+        return self._inpainted(self.denoiser.estimate(x, i, level, self.context))
 
     def _inpainted(self, x: torch.Tensor) -> torch.Tensor:
         return torch.where(self.mask, self.known, x)

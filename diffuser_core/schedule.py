@@ -53,6 +53,16 @@ class NoiseSchedule:
         """`alpha_bar` as Python numbers, for sampling: all trajectories share a level there."""
         return tuple(self.alpha_bar.tolist())
 
+    def level(self, i: int, device: torch.device) -> torch.Tensor:
+        """Level `i` as networks take it, (1,), int64; all levels are made once a device."""
+        if device not in self._numbers:
+            self._numbers[device] = torch.arange(self.levels, device=device).split(1)
+        return self._numbers[device][i]
+
+    @cached_property
+    def _numbers(self) -> dict[torch.device, tuple[torch.Tensor, ...]]:
+        return {}
+
     def signal_and_noise(self, i: torch.Tensor | int, dtype: torch.dtype = torch.float32) -> tuple[Coefficient, Coefficient]:
         """Coefficients of the clean trajectory and of the noise at levels `i` (batch,), shaped (batch, 1, 1), or at one level."""
         if isinstance(i, int):

@@ -103,7 +103,7 @@ class Plan:
 
     def at(self, times: np.ndarray) -> np.ndarray:
         """Values at these times [s], (times, channels): linear between rows, the first / last row outside."""
-        position = np.clip((np.asarray(times, dtype=np.float64) - self.t0) / self.step_dt, 0.0, self.horizon - 1.0)
+        position = ((np.asarray(times, dtype=np.float64) - self.t0) / self.step_dt).clip(0.0, self.horizon - 1.0)
         before = np.minimum(position.astype(np.int64), self.horizon - 2)
         share = (position - before)[:, None]
         return (1.0 - share) * self.values[before] + share * self.values[before + 1]

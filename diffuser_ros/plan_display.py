@@ -33,6 +33,10 @@ class PlanDisplay:
         self._trail: deque[Sequence[float]] = deque(maxlen=TRAIL)
         self._drawn = -INTERVAL
 
+    def close(self, node: Node) -> None:
+        """Publish no more."""
+        node.destroy_publisher(self._publisher)
+
     def forget(self) -> None:
         """Begin the trail again."""
         self._trail.clear()

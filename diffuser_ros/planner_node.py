@@ -1,8 +1,10 @@
-"""The planner as a ROS 2 node: state in, command out, goals by service.
+"""The planner as a managed ROS 2 node: state in, command out, goals by service.
 
-What depends on the robot is in `robots`. The node ticks by a steady clock with the newest state, or as states arrive (real
-time), or answers every state exactly once (`lock_step`). A tick either follows the policy or, with a reason in ~/stats, holds;
-every reason there is stands in `_obstacle` or `_plan`.
+What depends on the robot is in `robots`, what happens at a tick in `control`, where plans are made in `places`. The node ticks
+by a clock with the newest state, or as states arrive, or answers every state exactly once (`lock_step`).
+
+Configuring makes the policy ready and opens topics and services, activating begins to tick; deactivating holds the robot and ends
+the ticks, cleaning up takes back all that configuring did.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import rclpy
@@ -19,312 +23,421 @@ from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
 from diffuser_msgs.msg import GoalStatus, PlannerStats
 from diffuser_msgs.msg import Plan as PlanMessage
-from diffuser_msgs.srv import SetGoal
+from diffuser_msgs.srv import LoadCheckpoint, SetGoal
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.logging import get_logger
-from rclpy.node import Node
 from rclpy.parameter import Parameter
-from std_msgs.msg import Header
+from rclpy.task import Future
 from std_srvs.srv import SetBool, Trigger
 
-from diffuser_core.envs.stacking_goal import GoalError
+from diffuser_core.envs.goals import GoalError
+from diffuser_core.envs.policy_settings import PolicyError, robot_of
+from diffuser_core.motion import Policy
 from diffuser_ros import conversions
+from diffuser_ros.control import Control, Outcome
 from diffuser_ros.conversions import StateError
-from diffuser_ros.diagnostics import REASONS, Statistics, diagnostic_array
-from diffuser_ros.inference import Beside, Inference, Inline
-from diffuser_ros.parameters import StartError, declare_parameters
+from diffuser_ros.diagnostics import REASONS, diagnostic_array
+from diffuser_ros.inference import Inference, PlanningError, Session
+from diffuser_ros.parameters import PlannerParameters, StartError, declare_parameters
+from diffuser_ros.places import Starting, inference_of, start, with_checkpoint
 from diffuser_ros.plan_display import PlanDisplay
-from diffuser_ros.policy import Policy, load_policy, robot_for
 from diffuser_ros.qos import EVENT_QOS, LATCHED_QOS, STATE_QOS
-from diffuser_ros.robots import Robot
-from diffuser_ros.robots.robot import Moment
+from diffuser_ros.reach_goal import ReachGoalServer
+from diffuser_ros.recorder import Recorder
+from diffuser_ros.robots import ROBOT_KINDS, Robot
+from diffuser_ros.run_setup import Setup
 
 __all__ = ['PlannerNode', 'main']
 
 NAME = 'diffuser_planner'
 QUIET = 5.0
 """The same reason is logged at most once in so many seconds."""
-TROUBLE = (PlannerStats.STALE_STATE, PlannerStats.BAD_STATE, PlannerStats.PLAN_FAILED)
+TROUBLE = (PlannerStats.STALE_STATE, PlannerStats.BAD_STATE, PlannerStats.PLAN_FAILED, PlannerStats.PLANNER_DIED,
+           PlannerStats.PLAN_REFUSED, PlannerStats.UNSAFE_COMMAND, PlannerStats.IMPLAUSIBLE_STATE, PlannerStats.CLOCK_JUMPED)
+LOOK_INTERVAL = 0.05
+"""Seconds between two looks whether a checkpoint has been loaded."""
 
 
-class PlannerNode(Node):
-    """The node `diffuser_planner`; StartError, one sentence, if a parameter or the checkpoint cannot be used.
+class PlannerNode(LifecycleNode):
+    """The node `diffuser_planner`; StartError, one sentence, if a parameter or, with `autostart`, the checkpoint cannot be used.
 
-    policy: what decides; without it, the policy of the robot on the checkpoint that the parameters name.
+    policy  what plans, in this process; without it, the policy of the robot on the checkpoint that the parameters name
     """
 
     def __init__(self, *, context: Context | None = None, parameter_overrides: Sequence[Parameter] | None = None,
                  policy: Policy | None = None) -> None:
         super().__init__(NAME, context=context, parameter_overrides=list(parameter_overrides or []))
+        self._given = policy
+        self._inference: Inference | None = None
+        self._loading: tuple[Starting, str, Future] | None = None
+        self._failure = ''
+        self._active = False
+        self._goal_status = GoalStatus()
+        self._logged: dict[int, float] = {}
         try:
             self._settings = declare_parameters(self)
-            self._robot: Robot = robot_for(self._settings)
-            self._policy = load_policy(self._settings, self._robot) if policy is None else policy
+            if self._settings.autostart:
+                if self.trigger_configure() != TransitionCallbackReturn.SUCCESS:
+                    raise StartError(self._failure)
+                self.trigger_activate()
+            self.add_post_set_parameters_callback(self._parameters_changed)
         except StartError:
             self.destroy_node()
             raise
-        self._period = 1.0 / self._settings.tick_rate
-        self._states = self._robot.states
-        self._hold_requested = False
-        self._goals = 0
-        self._goal_id = ''
-        self._goal: Any = None
-        self._goal_status = GoalStatus(stamp=self._stamp(), message='no goal has been set')
-        self._logged: dict[int, float] = {}
-        self._ticked = time.monotonic()
-        self._forget()
-        self._open()
 
-    def _forget(self) -> None:
-        """Start the counts again and forget what was commanded."""
-        self._statistics = Statistics()
-        reason, text = self._obstacle(self._states.newest, time.monotonic())
-        self._stats = PlannerStats(reason=reason, reason_text=text)
-        self._acted_on: Moment | None = None
-        self._denoising_steps = 0
-        self._planned_at = 0.0
-        self._resume_at: float | None = None
-        self._time_shift = 0.0
+    # Life
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Make the policy ready, open topics and services."""
+        try:
+            self._robot: Robot = ROBOT_KINDS[self._robot_name()]()
+            self._inference = start(self._settings).wait() if self._given is None \
+                else inference_of(Session(self._given), self._settings)
+            recorder = self._begin_recording()
+            self._period = 1.0 / self._settings.tick_rate
+            self._robot.open(self, self._period, lock_step=self._settings.lock_step)
+        except (StartError, PlanningError) as error:
+            self._failure = str(error)
+            if self._inference is not None:
+                self._inference.close()
+                self._inference = None
+            if not self._settings.autostart:
+                self.get_logger().error(str(error))
+            return TransitionCallbackReturn.FAILURE
+        self._control = Control(self._robot, self._inference, period=self._period, lock_step=self._settings.lock_step,
+                                get=lambda name: self.get_parameter(name).value)
+        self._control.recorder = recorder
+        self._open()
+        return TransitionCallbackReturn.SUCCESS
+
+    def _begin_recording(self) -> Recorder | None:
+        """The recorder, if the run is to be recorded; StartError if it cannot be."""
+        if not self._settings.record:
+            return None
+        assert self._inference is not None
+        from diffuser_ros.run_log import RunLog, RunLogError  # needs packages that are needed for nothing else
+
+        try:
+            log = RunLog(Path(self._settings.record).expanduser(), on_end=self._recording_ended)
+            return Recorder(log, self._setup(self._settings, self._inference))
+        except (RunLogError, OSError) as error:
+            raise StartError(f'the run cannot be recorded: {error}') from error
+
+    def _recording_ended(self, why: str) -> None:
+        self.get_logger().error(why)
+
+    def _setup(self, settings: PlannerParameters, inference: Inference) -> Setup:
+        """What the bits of commands depend on."""
+        values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+        values |= {name: self.get_parameter(name).value for name in values if self.has_parameter(name)}
+        values |= {'checkpoint': settings.checkpoint, 'robot': self._robot.name}
+        return Setup(values, settings.folder, inference.backend, settings.seed, self._robot.name, self._robot.command_names)
+
+    def _robot_name(self) -> str:
+        try:
+            return robot_of(self._settings.policy)
+        except PolicyError as error:
+            raise StartError(str(error)) from error
 
     def _open(self) -> None:
-        """Topics, services and timers."""
-        settings = self._settings
-        self._robot.open(self, self._period, lock_step=settings.lock_step)
-        self._commander = self._robot.commander
-        self._inference: Inference = Inline(self._policy)
-        if self._robot.plans_beside and not settings.lock_step:
-            self._inference = Beside(self._policy, interval=settings.replan_interval, threads=settings.threads)
-        self._plan_publisher = self.create_publisher(PlanMessage, '~/plan', EVENT_QOS)
+        """Topics and services."""
+        self._publishing = {name: self.create_publisher(kind, name, qos) for name, kind, qos in (
+            ('~/plan', PlanMessage, EVENT_QOS), ('~/stats', PlannerStats, EVENT_QOS), ('~/goal_status', GoalStatus, LATCHED_QOS),
+            ('/diagnostics', DiagnosticArray, EVENT_QOS))}
         self._display = PlanDisplay(self)
-        self._stats_publisher = self.create_publisher(PlannerStats, '~/stats', EVENT_QOS)
-        self._status_publisher = self.create_publisher(GoalStatus, '~/goal_status', LATCHED_QOS)
-        self._diagnostics_publisher = self.create_publisher(DiagnosticArray, '/diagnostics', EVENT_QOS)
-        self._status_publisher.publish(self._goal_status)
-        self.create_service(SetGoal, '~/set_goal', self._on_set_goal)
-        self.create_service(Trigger, '~/clear_goal', self._on_clear_goal)
-        self.create_service(Trigger, '~/reset', self._on_reset)
-        self.create_service(SetBool, '~/hold', self._on_hold)
-        for topic, kind in self._robot.topics.items():
-            self.create_subscription(kind, topic, partial(self._on_message, topic), STATE_QOS)
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(1.0, self._publish_diagnostics, clock=steady)
-        if not settings.lock_step:
-            self.create_timer(self._period, self._watch if self._robot.paced_by_states else self._tick, clock=steady)
+        self._serving = [self.create_service(kind, name, answer) for kind, name, answer in (
+            (SetGoal, '~/set_goal', self._on_set_goal), (Trigger, '~/clear_goal', self._on_clear_goal),
+            (Trigger, '~/reset', self._on_reset), (SetBool, '~/hold', self._on_hold), (Trigger, '~/replan', self._on_replan))]
+        self._serving.append(self.create_service(  # a group of its own: while it waits, everything else goes on
+            LoadCheckpoint, '~/load_checkpoint', self._on_load_checkpoint, callback_group=ReentrantCallbackGroup()))
+        self._listening = [self.create_subscription(kind, topic, partial(self._on_message, topic), STATE_QOS)
+                           for topic, kind in self._robot.topics.items()]
+        self._reaching = ReachGoalServer(self, self)
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._diagnosing = self.create_timer(1.0, self._publish_diagnostics, clock=self._steady)
+        self._set_goal_status(GoalStatus.NONE, 'no goal has been set')
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Begin to tick."""
+        self._active = True
+        self._ticking = None
+        if not self._settings.lock_step:
+            clock = self.get_clock() if self.get_parameter('use_sim_time').value else self._steady
+            tick = self._watch if self._robot.paced_by_states else self._tick
+            self._ticking = self.create_timer(self._period, tick, clock=clock)
+        return super().on_activate(state)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Hold the robot where it is, and tick no more; the goal is dropped."""
+        self._active = False
+        if self._ticking is not None:
+            self.destroy_timer(self._ticking)
+        self._control.hold_now()
+        self.drop('the planner was deactivated')
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Take back what configuring did."""
+        self._close()
+        return super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Hold the robot and take everything back, from whatever state."""
+        if self._active:
+            self.on_deactivate(state)
+        self._close()
+        return super().on_shutdown(state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """What went wrong in a transition is taken back, and the node can be configured again."""
+        self.get_logger().error(f'a transition failed; back to unconfigured{": " + self._failure if self._failure else ""}')
+        self._active = False
+        self._close()
+        return TransitionCallbackReturn.SUCCESS
+
+    def _close(self) -> None:
+        if self._loading is not None:
+            self._loading[0].close()
+            self._loading = None
+        if self._inference is None:
+            return
+        self._end_planning()
+        self.destroy_timer(self._diagnosing)
+        for subscription in self._listening:
+            self.destroy_subscription(subscription)
+        for service in self._serving:
+            self.destroy_service(service)
+        for publisher in self._publishing.values():
+            self.destroy_publisher(publisher)
+        self._display.close(self)
+        self._robot.close(self)
 
     def destroy_node(self) -> None:
         """End planning and the node."""
-        if hasattr(self, '_inference'):
-            self._inference.close()
+        if self._loading is not None:
+            self._loading[0].close()
+        if self._inference is not None:
+            self._end_planning()
         super().destroy_node()
+
+    def _end_planning(self) -> None:
+        assert self._inference is not None
+        self._inference.close()
+        self._inference = None
+        self._reaching.close()
+        if self._control.recorder is not None:
+            self._control.recorder.close()
+
+    def _parameters_changed(self, parameters: list[Parameter]) -> None:
+        ours = {p.name: p.value for p in parameters if p.name in {field.name for field in fields(self._settings)}}
+        if ours and self._inference is not None and self._control.recorder is not None:
+            self._control.recorder.changed(ours)
 
     # States and ticks
 
     def _on_message(self, topic: str, message: Any, info: Mapping[str, Any]) -> None:
-        state = self._states.add(topic, message, _arrival(info))
-        if state is None:
+        state = self._robot.states.add(topic, message, _arrival(info))
+        if state is None or not self._active:
             return
         if not self._settings.lock_step:
             if self._robot.paced_by_states:
                 self._tick()
             return
-        answer = self._commander.last
-        if answer is not None and answer.stamp == state.stamp:
-            self._commander.send_again(answer)
+        commander = self._robot.commander
+        if commander.last is not None and commander.last.stamp == state.stamp:
+            commander.send_again(commander.last)
         else:
             self._tick()
 
     def _watch(self) -> None:
         """Tick in place of a state that does not come."""
-        if time.monotonic() - self._ticked > 1.5 * self._period:
+        if self._control.overdue():
             self._tick()
 
     def _tick(self) -> None:
-        """Decide, send, report."""
-        began = time.monotonic()
-        overdue = not self._settings.lock_step and began - self._ticked > 2 * self._period
-        self._ticked = began
-        state = self._states.newest
-        reason, text = self._obstacle(state, began)
-        decision: Any = None
-        if state is not None and reason == PlannerStats.OK:
-            if state is self._acted_on:
-                return  # nothing newer to plan from: the arm follows the last command's tail
-            reason, text, decision = self._plan(state)
-        if state is not None and self._goal_id and decision is None:
-            self._hold(state)
-        self._report(state, began, reason, text, decision, overdue)
-
-    def _obstacle(self, state: Moment | None, now: float) -> tuple[int, str]:
-        """The reason not even to try planning, and that as one sentence; OK if there is none."""
-        if state is None:
-            return PlannerStats.NO_STATE, self._states.lacking()
-        if not self._goal_id:
-            return PlannerStats.NO_GOAL, 'no goal has been set'
-        if self._hold_requested:
-            return PlannerStats.HOLD_REQUESTED, 'holding because ~/hold asked for it'
-        age, timeout = now - state.arrival, self.get_parameter('state_timeout').value
-        if not self._settings.lock_step and age > timeout:
-            return (PlannerStats.STALE_STATE,
-                    f'the newest state is {1e3 * age:.0f} ms old, allowed are {1e3 * timeout:.0f} ms')
-        return PlannerStats.OK, ''
-
-    def _plan(self, state: Moment) -> tuple[int, str, Any]:
-        """Send what the policy decides; without a decision, the reason says why there is none."""
-        try:
-            observation = self._robot.observation(state)
-        except StateError as error:
-            return PlannerStats.BAD_STATE, str(error), None
-        now = self._policy_time(state)
-        try:
-            decision = self._inference.decide(observation, now)
-            clamped = self._robot.send(decision, observation, state.stamp)
-        except Exception as error:  # whatever goes wrong here, the robot has to be held
-            return PlannerStats.PLAN_FAILED, f'planning failed: {error}', None
-        self._statistics.clamped += clamped
-        self._acted_on, self._planned_at, self._resume_at = state, now, None
-        if decision.plan is not None:
-            levels = decision.plan.provenance.get('levels')
-            self._denoising_steps = len(levels) if isinstance(levels, Sequence) else 0
-            if self._plan_publisher.get_subscription_count():
-                began = conversions.later(state.stamp, decision.plan.t0 - now)
-                self._plan_publisher.publish(conversions.plan_message(decision.plan, self._goal_id, began))
-        self._display.show(decision.plan, self._robot.place(observation), self._goal, state.stamp)
-        if decision.reached:
-            self._set_goal_status(GoalStatus.REACHED, f'{self._goal_id} is reached')
-            return PlannerStats.GOAL_REACHED, 'holding: the goal is reached', decision
-        self._set_goal_status(GoalStatus.ACTIVE, f'working towards {self._goal_id}')
-        return *self._robot.progress(decision), decision
-
-    def _policy_time(self, state: Moment) -> float:
-        """Time of `state` for the policy [s]; it stands still while the arm holds, so that the plan is then resumed."""
-        now = 1e-9 * conversions.nanoseconds(state.stamp) if self._settings.lock_step else state.arrival
-        if self._resume_at is not None:
-            self._time_shift = self._resume_at - now
-        return now + self._time_shift
-
-    def _hold(self, state: Moment) -> None:
-        """Stop the arm where it is told to be at this moment; nothing if it was not told anything."""
-        last = self._commander.last
-        if last is None:
+        before = self._control.stats.reason
+        outcome = self._control.tick()
+        if outcome is None:
             return
-        if self._resume_at is None:
-            self._resume_at = self._planned_at + self._period * self._commander.steps_followed(last)
-        self._commander.hold(last, state.stamp if self._settings.lock_step else self._stamp())
+        self._control.stats.header.stamp = self._stamp()
+        self._publishing['~/stats'].publish(self._control.stats)
+        self._reaching.ticked(self._control.stats)
+        if outcome.motion is not None and outcome.decision is not None:
+            self._show(outcome)
+        self._log(before, outcome)
+
+    def _show(self, outcome: Outcome) -> None:
+        """Publish what follows from a tick that sent a command."""
+        decision, state = outcome.decision, outcome.state
+        assert state is not None and outcome.observation is not None
+        if outcome.new and decision.plan is not None and self._publishing['~/plan'].get_subscription_count():
+            began = conversions.later(state.stamp, decision.plan.t0 - outcome.now)
+            self._publishing['~/plan'].publish(conversions.plan_message(decision.plan, self._control.goal_id, began))
+        self._display.show(decision.plan, self._robot.place(outcome.observation), self._control.goal, state.stamp)
+        if decision.reached:
+            self._set_goal_status(GoalStatus.REACHED, f'{self._control.goal_id} is reached')
+        else:
+            self._set_goal_status(GoalStatus.ACTIVE, f'working towards {self._control.goal_id}')
+
+    def _log(self, before: int, outcome: Outcome) -> None:
+        """Say that the reason has changed, if that is trouble."""
+        now, reason = time.monotonic(), outcome.reason
+        if reason == before or now - self._logged.get(reason, -QUIET) < QUIET:
+            return
+        if reason in TROUBLE:
+            self._logged[reason] = now
+            self.get_logger().warning(f'{REASONS[reason]}: {outcome.text}')
+        elif before in TROUBLE:
+            self._logged[reason] = now
+            self.get_logger().info(f'{REASONS[before]} is over: {outcome.text}')
 
     # Reports
 
-    def _report(self, state: Moment | None, began: float, reason: int, text: str, decision: Any,
-                overdue: bool) -> None:
-        """Count and publish the tick, and log a change of its reason."""
-        counts = self._statistics
-        counts.ticks += 1
-        latency = 0.0
-        if state is not None and decision is not None and self._commander.last is not None:
-            latency = 1e3 * (self._commander.last.sent - state.arrival)
-            if decision.plan is not None:
-                counts.latencies.append(latency)
-            counts.late += not self._settings.lock_step and (overdue or latency > 1e3 * self._period)
-        before = self._stats.reason
-        self._stats = PlannerStats(
-            header=Header(stamp=self._stamp()), goal_id=self._goal_id, tick=counts.ticks, replans=self._policy.replans,
-            late_ticks=counts.late, reason=reason, reason_text=text, latency_ms=latency, planning_ms=self._inference.planning_ms,
-            state_age_ms=0.0 if state is None else 1e3 * (began - state.arrival),
-            denoising_steps=self._denoising_steps, clamped=counts.clamped)
-        self._stats_publisher.publish(self._stats)
-        if reason != before and began - self._logged.get(reason, -QUIET) >= QUIET:
-            if reason in TROUBLE:
-                self._logged[reason] = began
-                self.get_logger().warning(f'{REASONS[reason]}: {text}')
-            elif before in TROUBLE:
-                self._logged[reason] = began
-                self.get_logger().info(f'{REASONS[before]} is over: {text}')
-
     def _publish_diagnostics(self) -> None:
-        self._diagnostics_publisher.publish(
-            diagnostic_array(self.get_fully_qualified_name(), self._stamp(), self._stats, self._statistics))
+        self._publishing['/diagnostics'].publish(diagnostic_array(
+            self.get_fully_qualified_name(), self._stamp(), self._control.stats, self._control.statistics, active=self._active))
 
     def _set_goal_status(self, status: int, message: str) -> None:
         """Tell of a change of the goal's status."""
-        if (status, self._goal_id) != (self._goal_status.status, self._goal_status.goal_id):
-            self._goal_status = GoalStatus(stamp=self._stamp(), goal_id=self._goal_id, status=status, message=message)
-            self._status_publisher.publish(self._goal_status)
-            self.get_logger().info(message)
+        goal_id = self._control.goal_id
+        if not self._goal_status.message or (status, goal_id) != (self._goal_status.status, self._goal_status.goal_id):
+            self._goal_status = GoalStatus(stamp=self._stamp(), goal_id=goal_id, status=status, message=message)
+            self._publishing['~/goal_status'].publish(self._goal_status)
+            self._reaching.status(self._goal_status)
+            if goal_id:
+                self.get_logger().info(message)
 
     def _stamp(self) -> Time:
-        """Now, for a header: the node's clock, or the newest state's stamp in lock-step."""
-        if self._settings.lock_step and self._states.newest is not None:
-            return self._states.newest.stamp
-        return self.get_clock().now().to_msg()
+        return self._control.stamp(lambda: self.get_clock().now().to_msg())
 
     def describe(self) -> str:
         """What it runs, in one line."""
+        if self._inference is None:
+            return 'waiting to be configured'
         mode = 'in lock-step' if self._settings.lock_step else f'at {self._settings.tick_rate:g} Hz'
         return f'planning {mode} with the checkpoint {self._settings.checkpoint or "that is shipped"}'
 
     def summary(self) -> str:
         """The counts since the last reset in one line."""
-        return self._statistics.summary(self._policy.replans)
+        return self._control.statistics.summary() if hasattr(self, '_control') else 'never configured'
 
     # Services
 
     def _on_set_goal(self, request: SetGoal.Request, response: SetGoal.Response) -> SetGoal.Response:
         try:
-            goal = self._robot.goal(request)
-            state = self._states.newest
-            if state is None:
-                raise GoalError(self._states.lacking())
-            observation = self._robot.observation(state)
-            with self._inference.idle():
-                self._policy.set_goal(goal, observation)
+            response.goal_id = self.pursue(request)
         except (GoalError, StateError) as error:
             response.message = str(error)
             return response
-        self._goals += 1
-        self._goal = goal
-        self._goal_id = response.goal_id = f'goal-{self._goals}'
         response.success = True
-        response.message = f'{self._goal_id}: {self._robot.describe_goal(goal)}'
-        self._set_goal_status(GoalStatus.ACTIVE, response.message)
+        response.message = self._goal_status.message
         return response
+
+    def pursue(self, request: Any) -> str:
+        """Set the goal of a request with the fields of SetGoal; its name. GoalError or StateError if it is refused."""
+        if not self._active:
+            raise GoalError('the planner is not active: activate it first')
+        goal = self._robot.goal(request)
+        state = self._robot.states.newest
+        if state is None:
+            raise GoalError(self._robot.states.lacking())
+        observation = self._robot.observation(state)
+        goal_id = self._control.set_goal(goal, observation)
+        if self._control.recorder is not None:
+            self._control.recorder.goal(request, observation)
+        self._set_goal_status(GoalStatus.ACTIVE, f'{goal_id}: {self._robot.describe_goal(goal)}')
+        return goal_id
 
     def _on_clear_goal(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        goal_id = self._control.goal_id
         response.success = True
-        response.message = f'{self._goal_id} is cleared' if self._goal_id else 'there was no goal'
-        with self._inference.idle():
-            self._policy.clear_goal()
-        self._drop_goal(response.message)
+        response.message = f'{goal_id} is cleared' if goal_id else 'there was no goal'
+        self.drop(response.message)
         return response
 
+    def drop(self, why: str) -> None:
+        """Pursue no goal any more."""
+        self._drop_goal(why)
+        self._control.clear_goal()
+
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        with self._inference.idle():
-            self._policy.reset(self._settings.seed)
         self._drop_goal('the planner was reset')
-        self._forget()
+        self._control.reset(self._settings.seed)
         response.success = True
-        response.message = 'reset; ~/hold stays in force' if self._hold_requested else 'reset'
+        response.message = 'reset; ~/hold stays in force' if self._control.hold_requested else 'reset'
         return response
 
     def _drop_goal(self, why: str) -> None:
-        """No goal and nothing to hold any more; the status of a goal that was reached stays."""
+        """Tell that the goal is no more, unless it was reached."""
         if self._goal_status.status == GoalStatus.ACTIVE:
             self._set_goal_status(GoalStatus.CLEARED, why)
-        self._goal_id, self._goal = '', None
-        self._commander.last = self._resume_at = None
         self._display.forget()
 
     def _on_hold(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        self._hold_requested = request.data
+        self._control.hold_requested = request.data
         response.success = True
         response.message = 'holding' if request.data else 'not holding'
         self.get_logger().info(f'{response.message}, as ~/hold asked')
         return response
 
+    def _on_replan(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        response.success = bool(self._control.goal_id)
+        response.message = 'a new plan is made' if response.success else 'no goal has been set'
+        self._control.demanded = response.success
+        return response
+
+    # Another checkpoint
+
+    async def _on_load_checkpoint(self, request: LoadCheckpoint.Request, response: LoadCheckpoint.Response) \
+            -> LoadCheckpoint.Response:
+        if self._loading is not None:
+            response.message = f'{self._loading[1]} is being loaded already'
+            return response
+        if not request.path:
+            response.message = 'the path of a checkpoint folder is needed'
+            return response
+        path = str(Path(request.path).expanduser())
+        settings = with_checkpoint(self._settings, self._robot.name, path)
+        done: Future = Future(executor=self.executor)
+        self._loading = start(settings), path, done
+        look = self.create_timer(LOOK_INTERVAL, self._look, clock=self._steady)
+        await done
+        self.destroy_timer(look)
+        response.success, response.message = done.result() or (False, 'the planner was closed')
+        if response.success:
+            self._settings = settings
+            self.get_logger().info(response.message)
+        else:
+            self.get_logger().error(f'the checkpoint before stays in use: {response.message}')
+        return response
+
+    def _look(self) -> None:
+        """Change over to a checkpoint that has been loaded: between two ticks, for callbacks run one after the other."""
+        if self._loading is None:
+            return
+        starting, path, done = self._loading
+        try:
+            ready = starting.poll()
+            if ready is None:
+                return
+            before = self._control.exchange(ready, self._setup(with_checkpoint(self._settings, self._robot.name, path), ready))
+        except (PlanningError, GoalError) as error:
+            starting.close()
+            self._loading = None
+            done.set_result((False, str(error)))
+            return
+        before.close()
+        self._inference, self._loading = ready, None
+        done.set_result((True, f'planning with {path}'))
+
 
 def _arrival(info: Mapping[str, Any]) -> float:
-    """When a message reached this process [s], steady clock; it may have waited while a plan was made."""
+    """When a message reached this process [s], steady clock; it may have waited while another callback ran."""
     waited = 1e-9 * (time.time_ns() - info['received_timestamp'])
     return time.monotonic() - (waited if 0.0 < waited < 1.0 else 0.0)
 

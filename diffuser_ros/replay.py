@@ -12,20 +12,35 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffuser_core.budget import SamePace
+from diffuser_ros.inference import Change, Request, Session
 from diffuser_ros.run_reader import Event, RunLogError, RunReader, Stats
 from diffuser_ros.run_setup import backend_here, checkpoint_digest
 
 __all__ = ['Comparison', 'Prepare', 'Replay', 'main', 'replay_file']
 
 Observation = Mapping[str, float]
-Prepare = Callable[[Any, Observation, float], ArrayLike]
-"""The numbers as sent from (decision, observation, now); ValueError if the safety filter refuses them."""
 SAME, DIFFERENT, UNREADABLE = 0, 1, 2
+
+
+class Prepare(Protocol):
+    """The safety filter as it stands between decisions and wire.
+
+    called  gives the numbers as sent from (decision, observation, now); ValueError if they are refused
+    change  the parameters are others from now on; ValueError if they cannot be used
+    held    the robot was told to hold by these numbers at `now`
+    forget  nothing has been commanded any more
+    """
+
+    def __call__(self, decision: Any, observation: Observation, now: float) -> ArrayLike: ...
+    def change(self, parameters: Mapping[str, Any]) -> None: ...
+    def held(self, command: NDArray[np.float64], now: float) -> None: ...
+    def forget(self) -> None: ...
 
 
 @dataclass
@@ -56,7 +71,8 @@ class Comparison:
 class Replay:
     """Does to a policy what a log says, event by event.
 
-    make_policy   a policy from the node's parameters, `checkpoint` naming a folder that is there; ValueError if it cannot
+    make_session  a policy, with who reviews its plans, from the node's parameters, `checkpoint` naming a folder that is there;
+                  ValueError if it cannot
     make_goal     a goal from the fields of the request and the parameters
     make_prepare  the safety filter by the parameters; see `Prepare`
     checkpoints   folders to look for the logged checkpoints in, beside the logged ones
@@ -64,17 +80,17 @@ class Replay:
     anyway        replay also if the backend differs
     """
 
-    def __init__(self, *, make_policy: Callable[[Mapping[str, Any]], Any],
+    def __init__(self, *, make_session: Callable[[Mapping[str, Any]], Session],
                  make_goal: Callable[[Mapping[str, Any], Mapping[str, Any]], Any],
                  make_prepare: Callable[[Mapping[str, Any]], Prepare], checkpoints: Sequence[Path] = (),
                  backend: Callable[[Mapping[str, Any]], str] = backend_here, anyway: bool = False) -> None:
-        self._make_policy, self._make_goal, self._make_prepare = make_policy, make_goal, make_prepare
+        self._make_session, self._make_goal, self._make_prepare = make_session, make_goal, make_prepare
         self._checkpoints, self._backend, self._anyway = tuple(checkpoints), backend, anyway
         self._parameters: dict[str, Any] = {}
         self._command_names: list[str] = []
         self._motions: dict[int, Any] = {}
         self._ticks = 0
-        self._policy: Any = None
+        self._session: Session
         self._prepare: Prepare
         self.comparison = Comparison()
 
@@ -93,8 +109,11 @@ class Replay:
         if here != data['backend'] and not self._anyway:
             raise RunLogError(f'the log was made with the backend {data["backend"]}, here it is {here}: the bits may differ')
         with _made('the policy of the log cannot be made'):
-            self._policy = self._make_policy(parameters)
-            self._prepare = self._make_prepare(parameters)
+            self._session = self._make_session(parameters)
+            if event.kind == 'start':
+                self._prepare = self._make_prepare(parameters)
+            else:  # what the robot was told last stays
+                self._prepare.change(parameters)
         self._parameters, self._command_names = parameters, data['command_names']
 
     _load = _start
@@ -112,33 +131,36 @@ class Replay:
     def _change(self, event: Event) -> None:
         self._parameters = {**self._parameters, **event.data['parameters']}
         with _made(f'the parameters of event {event.number} cannot be used'):
-            self._prepare = self._make_prepare(self._parameters)
+            self._prepare.change(self._parameters)
 
     def _goal(self, event: Event) -> None:
         try:
-            self._policy.set_goal(self._make_goal(event.data['goal'], self._parameters), event.observation)
+            self._session.change(Change('goal', self._make_goal(event.data['goal'], self._parameters), event.observation))
         except (ValueError, TypeError, KeyError) as error:
             self._differs(f'event {event.number}: the goal was accepted, here it is refused: {error}')
+        if follows := event.data.get('follows'):
+            self._session.change(Change('follow', self._motions.get(follows)))
 
     def _clear(self, event: Event) -> None:
-        self._policy.clear_goal()
+        self._session.change(Change('clear'))
+        self._prepare.forget()
 
     def _reset(self, event: Event) -> None:
-        self._policy.reset(event.data['seed'])
+        self._session.change(Change('reset', seed=event.data['seed']))
+        self._prepare.forget()
 
     def _replan(self, event: Event) -> None:
-        comparison, motion, error = self.comparison, None, ''
+        comparison = self.comparison
         comparison.plans += 1
-        try:
-            motion = self._policy.replan(event.observation, event.now, event.delay)
-        except Exception as raised:  # as in the node, where it holds the robot
-            error = str(raised)
-        self._motions[event.motion] = motion
-        plan = getattr(motion, 'plan', None)
+        pace = event.data.get('pace')
+        result = self._session.answer(Request(event.number, 0, event.observation, event.now, event.delay, event.data.get('began'),
+                                              None if pace is None else SamePace(pace)))
+        motion = self._motions[event.motion] = result.motion
+        plan = None if motion is None else motion.plan
         what = f'plan {event.motion} (event {event.number}, at {event.now:.3f} s)'
         values = np.empty((0, 0)) if plan is None else plan.values
         names = event.data.get('channels') or ([] if plan is None else plan.channels.names)
-        why = _failure(event.data['error'], error) or difference(event.command, values, names) or (
+        why = _failure(event.data['error'], result.why) or difference(event.command, values, names) or (
             '' if plan is None or plan.t0 == event.data['t0'] else f'begins at {event.data["t0"]!r} s, here at {plan.t0!r} s')
         if why:
             comparison.different_plans += 1
@@ -146,8 +168,13 @@ class Replay:
 
     def _tick(self, event: Event) -> None:
         self._ticks += 1
+        adopted = self._motions.get(event.data.get('adopted', 0))
+        if adopted is not None:
+            self._motions[event.data['adopted']] = adopted.begun(event.now)
         if event.motion == 0:
             self.comparison.held += 1
+            if len(event.command):
+                self._prepare.held(event.command, event.now)
             return
         self.comparison.commands += 1
         what = f'tick {self._ticks} (event {event.number}, at {event.now:.3f} s)'
@@ -220,7 +247,7 @@ def replay_file(path: Path, replay: Replay) -> Comparison:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Replay a log with the node's own policies; the exit code is 0 if all is the same, 1 if not, 2 if it cannot be told."""
-    from diffuser_ros.replay_parts import make_goal, make_policy, make_prepare
+    from diffuser_ros.replay_parts import make_goal, make_prepare, make_session
 
     arguments = list(sys.argv[1:] if args is None else args)
     if '--ros-args' in arguments:
@@ -233,7 +260,7 @@ def main(args: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         comparison = replay_file(options.log, Replay(
-            make_policy=make_policy, make_goal=make_goal, make_prepare=make_prepare, checkpoints=options.checkpoint,
+            make_session=make_session, make_goal=make_goal, make_prepare=make_prepare, checkpoints=options.checkpoint,
             anyway=options.anyway))
     except RunLogError as error:
         print(f'replay: {error}', file=sys.stderr)

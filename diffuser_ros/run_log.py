@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -79,9 +79,11 @@ class RunLog:
         """Parameters that may change while it runs did: their new values."""
         self._event('change', {'parameters': dict(parameters)}, stamp)
 
-    def goal(self, goal: Mapping[str, Any], observation: Mapping[str, float], *, stamp: Time | None = None) -> None:
-        """A goal was accepted: the fields of the request, and the state that it was set in."""
-        self._event('goal', {'goal': dict(goal)}, stamp, observation=observation)
+    def goal(self, goal: Mapping[str, Any], observation: Mapping[str, float], *, follows: int = 0,
+             stamp: Time | None = None) -> None:
+        """A goal was accepted: the fields of the request, and the state that it was set in. `follows`: the number of the motion
+        that the robot follows meanwhile, if a policy that took over is told."""
+        self._event('goal', {'goal': dict(goal), 'follows': follows}, stamp, observation=observation)
 
     def clear(self, *, stamp: Time | None = None) -> None:
         """The goal was cleared."""
@@ -92,23 +94,29 @@ class RunLog:
         self._event('reset', {'seed': int(seed)}, stamp)
 
     def replan(self, observation: Mapping[str, float], now: float, plan: Plan | None, *, delay: float = 0.0, error: str = '',
+               began: float | None = None, pace: Sequence[bool] | None = None, refused: bool = False,
                stamp: Time | None = None) -> int:
-        """The policy planned, with this result, or failed with the `error`. The number of the motion, for `tick`."""
-        data: dict[str, Any] = {'error': error}
+        """The policy planned, with this result, or failed with the `error`. The number of the motion, for `tick`.
+
+        began, pace, refused  as in `inference.Request` and `Result`
+        """
+        data: dict[str, Any] = {'error': error, 'began': began, 'pace': None if pace is None else list(pace), 'refused': refused}
         if plan is not None:
             data |= {'channels': list(plan.channels.names), 't0': float(plan.t0), 'step_dt': float(plan.step_dt)}
         return self._event('replan', data, stamp, observation=observation, now=now, delay=delay, motion=None,
                            command=() if plan is None else plan.values)
 
     def tick(self, observation: Mapping[str, float], now: float, motion: int, command: ArrayLike, reason: int, text: str = '', *,
-             stamp: Time | None = None) -> None:
+             adopted: int = 0, stamp: Time | None = None) -> None:
         """A command went out.
 
         motion   number of the motion that it follows; 0: none, the robot is held
         command  the numbers as sent, any shape; empty if none were, or if the safety filter refused the motion's
         reason   code of PlannerStats, with its sentence
+        adopted  number of the motion that arrived in this tick; 0: none
         """
-        self._event('tick', {'reason': int(reason), 'reason_text': text}, stamp, observation=observation, now=now, motion=motion,
+        self._event('tick', {'reason': int(reason), 'reason_text': text, 'adopted': adopted}, stamp, observation=observation,
+                    now=now, motion=motion,
                     command=command)
 
     def stats(self, message: PlannerStats) -> None:

@@ -21,6 +21,7 @@ ARGUMENTS = {
     'relations': ('', "for task:=relations, what shall stand on what: 'red on green, blue on red'"),
     'checkpoint': ('', 'folder of a trained planner; empty: the one that comes with the package'),
     'out': ('runs/demo', 'folder for summary.json, episodes.jsonl, plan_vs_executed.png and episode.mp4'),
+    'record': ('', 'a new file (.mcap) that the planner records the run to, for replay and report; empty: none'),
     'video': ('true', 'make a video of the first episode (true or false)'),
 }
 CONFIG = Path(__file__).parents[1] / 'config' / 'kuka_planner.yaml'
@@ -34,7 +35,8 @@ def nodes(context):
     bridge = Node(package='diffuser_ros', executable='kuka_bridge', name='kuka_bridge', output='screen',
                   parameters=[{'realtime': realtime, 'gui': given.flag('gui'), 'seed': seed}])
     planner = Node(package='diffuser_ros', executable='planner_node', name='diffuser_planner', output='screen',
-                   parameters=[str(CONFIG), {'checkpoint': checkpoint, 'lock_step': not realtime}])
+                   parameters=[str(CONFIG), {'checkpoint': checkpoint, 'lock_step': not realtime,
+                               'record': text(folder(given['record']))}])
     episode = Node(package='diffuser_ros', executable='episode_node', name='episode', output='screen',
                    parameters=[{'episodes': given.number('episodes'), 'seed': seed, 'task': text(given['task']),
                                 'relations': text(given['relations']), 'out': out, 'video': given.flag('video'),

@@ -24,6 +24,7 @@ ARGUMENTS = {
     'seed': ('0', 'seed of the first start, 0 or greater; further episodes count on'),
     'checkpoint': ('', 'folder of a trained planner; empty: the one that comes with the package for this maze'),
     'out': ('runs/maze2d', 'folder for summary.json, episodes.jsonl and episode.mp4'),
+    'record': ('', 'a new file (.mcap) that the planner records the run to, for replay and report; empty: none'),
     'video': ('true', 'make a video of the first episode (true or false)'),
 }
 CONFIG = Path(__file__).parents[1] / 'config'
@@ -42,7 +43,8 @@ def nodes(context):
                   parameters=[{'env': text(env), 'seed': seed, 'realtime': realtime,
                                'recording': text(f'{out}/.episode.npz')}])
     planner = Node(package='diffuser_ros', executable='planner_node', name='diffuser_planner', output='screen',
-                   parameters=[str(CONFIG / 'maze_planner.yaml'), {'checkpoint': text(checkpoint), 'lock_step': not realtime}])
+                   parameters=[str(CONFIG / 'maze_planner.yaml'), {'checkpoint': text(checkpoint), 'lock_step': not realtime,
+                               'record': text(folder(given['record']))}])
     episode = Node(package='diffuser_ros', executable='gym_episode_node', name='episode', output='screen',
                    parameters=[{'episodes': given.number('episodes'), 'seed': seed, 'env': text(env), 'driver': text('planner'),
                                 'goal': text(given['goal']), 'out': text(out), 'video': given.flag('video'),

@@ -1,5 +1,7 @@
 """A robot for the planner node to talk to, and a policy that does as it is told."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from builtin_interfaces.msg import Time
 from diffuser_msgs.msg import GoalStatus, GripperCommand, ObjectStates, PlannerStats
@@ -15,7 +17,8 @@ from trajectory_msgs.msg import JointTrajectory
 from diffuser_core.envs.kuka_kinematics import JOINT_NAMES
 from diffuser_core.envs.stacking import BLOCKS
 from diffuser_core.envs.stacking_goal import GoalError
-from diffuser_core.envs.stacking_policy import Decision
+from diffuser_core.envs.stacking_motion import Decision
+from diffuser_core.trajectory import Channels, Plan
 from diffuser_ros.conversions import joint_state, object_states
 from diffuser_ros.planner_node import PlannerNode
 from diffuser_ros.qos import COMMAND_QOS, EVENT_QOS, LATCHED_QOS, STATE_QOS
@@ -25,6 +28,28 @@ HOME = np.array([0.0, 0.4, 0.0, -1.5, 0.0, 1.2, 0.0])
 POSES = np.array([[0.6, 0.0, 0.03, 0, 0, 0, 1], [0.0, 0.6, 0.03, 0, 0, 0, 1],
                   [-0.6, 0.0, 0.03, 0, 0, 0, 1], [0.0, -0.6, 0.03, 0, 0, 0, 1]])
 RED_ON_GREEN = SetGoal.Request(task='relations', relations=['red on green'])
+
+
+@dataclass(frozen=True)
+class StubMotion:
+    """All joints by `speed` [rad/s] from where the arm is."""
+
+    speed: float
+    reached: bool
+    plan: Plan
+    waits: bool = False
+
+    @property
+    def shown(self):
+        return self.plan
+
+    def begun(self, now):
+        return self
+
+    def decide(self, observation, now):
+        joints = np.array([observation[name] for name in JOINT_NAMES])
+        path = joints + self.speed * TICK * np.arange(1, 13)[:, None]
+        return Decision(path, np.ones(12, dtype=bool), None, self.reached, None if self.reached else (0, 1))
 
 
 class StubPolicy:
@@ -45,14 +70,15 @@ class StubPolicy:
     def clear_goal(self):
         self.goal = None
 
-    def act(self, observation, now):
+    def begin(self, now):
+        pass
+
+    def replan(self, observation, now, delay=0.0, budget=None):
         self.times.append(now)
         if self.error:
             raise self.error
         self.replans += 1
-        joints = np.array([observation[name] for name in JOINT_NAMES])
-        path = joints + self.speed * TICK * np.arange(1, 13)[:, None]
-        return Decision(path, np.ones(12, dtype=bool), None, self.reached, None if self.reached else (0, 1))
+        return StubMotion(self.speed, self.reached, Plan(np.zeros((13, 1)), Channels(('x',), ('m',)), now, TICK, {}))
 
 
 class Robot(Node):
@@ -71,7 +97,7 @@ class Robot(Node):
                 (GoalStatus, 'diffuser_planner/goal_status', self.statuses, LATCHED_QOS)):
             self.create_subscription(kind, topic, heard.append, qos)
         self.clients_ = {name: self.create_client(kind, f'diffuser_planner/{name}') for name, kind in (
-            ('set_goal', SetGoal), ('clear_goal', Trigger), ('reset', Trigger), ('hold', SetBool))}
+            ('set_goal', SetGoal), ('clear_goal', Trigger), ('reset', Trigger), ('hold', SetBool), ('replan', Trigger))}
 
     def publish(self, stamp, joints=HOME, names=JOINT_NAMES, blocks=BLOCKS):
         """One state at `stamp` [s]."""
@@ -83,11 +109,16 @@ class Robot(Node):
 class Rig:
     """Planner and robot in one ROS context, spun by the test."""
 
-    def __init__(self, session, policy, **parameters):
+    def __init__(self, session, policy, ready=True, **parameters):
         self.session, self.policy, self.clock = session, policy, 0.0
         self.robot = session.add(Robot(session.context))
         overrides = [Parameter(name, value=value) for name, value in parameters.items()]
         self.planner = session.add(PlannerNode(context=session.context, parameter_overrides=overrides, policy=policy))
+        if ready:
+            self.ready()
+
+    def ready(self):
+        """Wait for the planner's topics."""
         self.until(lambda: self.robot.statuses and all(
             p.get_subscription_count() for p in (self.robot.joints, self.robot.objects)), 'the planner')
         for topic in ('command', 'gripper_command', 'diffuser_planner/stats', 'diffuser_planner/plan'):

@@ -36,6 +36,9 @@ class Motion:
 
     plan: Plan
 
+    def begun(self, now):
+        return self
+
     def decide(self, observation, now):
         ahead = self.plan.at(now + PERIOD * np.arange(1, 4))
         place = np.array([observation['x'], observation['y']])
@@ -44,6 +47,8 @@ class Motion:
 
 class SmallPolicy:
     """Plans with an untrained network, from noise and from its last plan, to a goal."""
+
+    replans = 0
 
     def __init__(self, seed=0, backend='eager'):
         self._horizon = RecedingHorizon(Planner(untrained(CHANNELS), seed=seed, backend=backend), Sampling(2, 1))
@@ -63,19 +68,31 @@ class SmallPolicy:
         self._horizon.restart()
         self._horizon.planner.reseed(seed)
 
-    def replan(self, observation, now, delay=0.0):
+    def replan(self, observation, now, delay=0.0, budget=None):
         if observation['x'] > 5.0:
             raise FloatingPointError('that far there is no plan')
         return Motion(self._horizon.update(np.array([observation['x'], observation['y']]), self._conditions, now + delay))
 
 
-def prepare_within(limit):
+class Within:
     """The safety filter of the tests: clamps to the limit, refuses what is far beyond."""
-    def prepare(decision, observation, now):
+
+    def __init__(self, limit):
+        self.limit, self.holds, self.forgotten = limit, [], 0
+
+    def __call__(self, decision, observation, now):
         if np.abs(decision).max() > 1e3:
             raise ValueError('the command is far beyond the limit')
-        return decision.clip(-limit, limit)
-    return prepare
+        return decision.clip(-self.limit, self.limit)
+
+    def change(self, parameters):
+        self.limit = parameters['limit']
+
+    def held(self, command, now):
+        self.holds.append((command, now))
+
+    def forget(self):
+        self.forgotten += 1
 
 
 def make_setup(folder, **parameters):
@@ -90,7 +107,7 @@ def make_setup(folder, **parameters):
 def record(log, setup, ticks=12, policy=SmallPolicy):
     """Drive with the small policy and record it: two goals, a change of the limit, a reset, a failure, holding; plans come a
     tick late. Gives the number of ticks with a command."""
-    policy, prepare, motion, commands = policy(setup.seed), prepare_within(setup.parameters['limit']), None, 0
+    policy, prepare, motion, commands = policy(setup.seed), Within(setup.parameters['limit']), None, 0
     number, place = 0, np.array([0.1, -0.2])
     log.start(setup)
 
@@ -105,7 +122,7 @@ def record(log, setup, ticks=12, policy=SmallPolicy):
             log.goal(goal, observation())
         if tick == 4:
             log.change({'limit': 0.5})
-            prepare = prepare_within(0.5)
+            prepare = Within(0.5)
         if tick == 6:
             policy.clear_goal()
             log.clear()
@@ -120,7 +137,7 @@ def record(log, setup, ticks=12, policy=SmallPolicy):
             try:
                 policy.replan(observation() | {'x': 9.0}, now)
             except FloatingPointError as error:
-                number = log.replan(observation() | {'x': 9.0}, now, None, error=str(error))
+                number = log.replan(observation() | {'x': 9.0}, now, None, error=f'planning failed: {error}')
         if motion_now is None or tick == 6:
             log.tick(observation(), now, 0, (), PlannerStats.NO_PLAN, 'no plan has come yet')
         else:

@@ -39,6 +39,15 @@ def test_guides(monkeypatch):
         -np.square(np.diff(names['chosen'].values, n=2, axis=0)).sum(), rel=1e-3)
 
 
+def test_safety(monkeypatch, capsys):
+    names = run('safety.md', monkeypatch)
+    printed = capsys.readouterr().out.strip()
+    said = re.search(r'print\(sent\.text\) +# (.*), \.\.\.$', (ROOT / 'docs/safety.md').read_text(), re.MULTILINE)[1]
+    assert printed.startswith(said) and printed.endswith('acceleration limit 20 rad/s^2')
+    stopping, now = names['stopping'], names['now']
+    assert (stopping[-1] == stopping[-2]).all() and stopping[-1, 0] > now.position[0] and (stopping[:, 1:] == 0.0).all()
+
+
 def test_the_pages_name_files_that_exist():
     """Links to other pages and pictures, and the commands' scripts."""
     for page in (ROOT / 'docs').glob('*.md'):

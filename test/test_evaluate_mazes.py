@@ -13,8 +13,9 @@ from PIL import Image
 
 from diffuser_core.cli import main
 from diffuser_core.envs.maze_layout import CHANNELS, LAYOUTS
+from diffuser_core.envs.maze_motion import MazeGoal
 from diffuser_core.envs.maze_picture import BALL, GOAL, PLAN
-from diffuser_core.envs.maze_policy import MazeGoal, MazePolicy
+from diffuser_core.envs.maze_policy import MazePolicy
 from diffuser_core.envs.point_maze import PointMazeEnv
 from diffuser_core.evaluate import mazes
 from diffuser_core.evaluate.baselines.mazes import DISCOUNT, load_maze_transitions, maze_transitions

@@ -42,9 +42,17 @@ def denoised(lines, folder):
         assert (folder / 'denoising.gif').stat().st_size < 1e6
 
 
+def validators(lines, folder):
+    found = [re.fullmatch(r'(\w+): (\d+) of 20 accepted, (\d+) plans drawn', line).groups() for line in lines[:2]]
+    assert [name for name, _, _ in found] == ['in_the_plane', 'around_the_disc']
+    assert [int(accepted) for _, accepted, _ in found] == [20, 20] and int(found[1][2]) > int(found[0][2]) >= 20
+    assert re.fullmatch(r'validators:around_the_disc: it comes within 0\.\d+ m of \(-0\.6, 0\.1\) after .* to be kept', lines[2])
+
+
 RUNS = {'denoising.py': [(('--size', 'umaze', '--steps', '6', '--plans', '2'), denoised)],
         'guides.py': [((), guides)],
-        'properties.py': [(('show', '--seeds', '2'), properties_shown), (('train', '--steps', '3'), properties_trained)]}
+        'properties.py': [(('show', '--seeds', '2'), properties_shown), (('train', '--steps', '3'), properties_trained)],
+        'validators.py': [((), validators)]}
 
 
 def test_no_example_is_left_out():

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from builtin_interfaces.msg import Time
 from checkpoints import untrained_maze
 from diffuser_msgs.msg import GoalStatus, NamedVector, Plan, PlannerStats
@@ -24,16 +23,17 @@ from std_srvs.srv import SetBool, Trigger
 from visualization_msgs.msg import Marker, MarkerArray
 
 from diffuser_core.envs.maze_layout import CHANNELS, FORCES, LAYOUTS
-from diffuser_core.envs.maze_policy import MazeGoal, MazePolicy
+from diffuser_core.envs.maze_motion import MazeGoal
+from diffuser_core.envs.maze_policy import MazePolicy
+from diffuser_core.envs.policies import make_policy
+from diffuser_core.envs.policy_settings import PolicyError, PolicySettings
 from diffuser_core.planner import Planner
 from diffuser_core.shipped import checkpoint_folder
 from diffuser_ros import gym_episode_node
 from diffuser_ros.episode_client import EpisodeError
 from diffuser_ros.gym_episode_results import GymSettings
-from diffuser_ros.inference import Beside
-from diffuser_ros.parameters import PlannerParameters, StartError
+from diffuser_ros.parameters import PlannerParameters
 from diffuser_ros.planner_node import PlannerNode
-from diffuser_ros.policy import load_policy
 from diffuser_ros.qos import COMMAND_QOS, EVENT_QOS, LATCHED_QOS, STATE_QOS
 from diffuser_ros.vectors import named_vector
 
@@ -119,6 +119,7 @@ def test_a_goal_is_driven_to_and_reached(rig, policy):
     assert stats.reason == PlannerStats.OK and stats.goal_id == 'goal-1'
     assert forces.shape == (2,) and (np.abs(forces) <= 1.0).all()
     assert list(rig.ball.commands[-1].names) == list(FORCES)
+    rig.now += 1.0
     stats, _ = rig.step((3.0, 1.1, 0.0, 0.0))
     assert stats.reason == PlannerStats.GOAL_REACHED
     assert rig.ball.statuses[-1].status == GoalStatus.REACHED
@@ -210,7 +211,7 @@ def test_the_stamp_of_a_plan_is_the_time_of_its_first_row(rig, policy):
 
 def test_in_real_time_ticks_do_not_wait_for_plans(session, policy):
     """While a planning run hangs, states are answered from the plan before it."""
-    rig = Rig(session, policy, replan_interval=0.0)
+    rig = Rig(session, policy)
     rig.publish()
     session.spin(0.1)
     assert rig.goal((3.0, 1.0)).success
@@ -224,10 +225,10 @@ def test_in_real_time_ticks_do_not_wait_for_plans(session, policy):
     hanging, go_on = threading.Event(), threading.Event()
     replan = policy.replan
 
-    def slow(observation, now):
+    def slow(*given):
         hanging.set()
         assert go_on.wait(20.0)
-        return replan(observation, now)
+        return replan(*given)
 
     policy.replan = slow
     session.until(lambda: driven() and hanging.is_set(), 'a planning run that hangs')
@@ -238,50 +239,14 @@ def test_in_real_time_ticks_do_not_wait_for_plans(session, policy):
     session.until(lambda: driven() and policy.replans > replans + 2, 'further plans')
 
 
-def test_what_goes_wrong_beside_the_ticks_is_raised_in_them_until_a_plan_succeeds():
-    class Failing:
-        error = ValueError('no plan')
-
-        def replan(self, observation, now):
-            if self.error:
-                raise self.error
-
-        def command(self, observation, now):
-            return 'command'
-
-    policy = Failing()
-    beside = Beside(policy, interval=0.0, threads=1)
-    end = time.monotonic() + 10.0
-    try:
-        while True:
-            assert time.monotonic() < end
-            try:
-                beside.decide({}, 0.0)
-            except ValueError as error:
-                assert str(error) == 'no plan'
-                break
-        policy.error = None
-        while time.monotonic() < end:
-            try:
-                assert beside.decide({}, 0.0) == 'command'
-                break
-            except ValueError:
-                time.sleep(0.01)
-        else:
-            pytest.fail('it never recovered')
-    finally:
-        beside.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == 'replan']
-
-
 def test_the_robot_follows_from_the_checkpoint(tmp_path):
     untrained_maze().save(tmp_path / 'maze')
-    with pytest.raises(StartError, match='does not say which maze it is for'):
-        load_policy(PlannerParameters(checkpoint=str(tmp_path / 'maze')))
-    with pytest.raises(StartError, match='needs the parameter checkpoint'):
-        load_policy(PlannerParameters(robot='gym'))
-    with pytest.raises(StartError, match="unknown robot 'boat'; there are auto, kuka, gym"):
-        load_policy(PlannerParameters(robot='boat'))
+    with pytest.raises(PolicyError, match='does not say which maze it is for'):
+        make_policy(PolicySettings(checkpoint=str(tmp_path / 'maze')))
+    with pytest.raises(PolicyError, match='needs the parameter checkpoint'):
+        make_policy(PolicySettings(robot='gym'))
+    with pytest.raises(PolicyError, match="unknown robot 'boat'; there are auto, kuka, gym"):
+        make_policy(PolicySettings(robot='boat'))
 
 
 @pytest.mark.parametrize('error', [EpisodeError('the bridge has gone'), KeyboardInterrupt()])
@@ -314,46 +279,26 @@ def test_states_that_stop_coming_are_noticed_and_the_ball_is_let_go(session, pol
 
 
 def test_in_lock_step_no_tick_is_late_however_long_it_takes(rig, policy):
-    act = policy.act
-    policy.act = lambda observation, now: (time.sleep(0.05), act(observation, now))[1]  # five ticks' time
+    replan = policy.replan
+    policy.replan = lambda *given: (time.sleep(0.05), replan(*given))[1]  # five ticks' time
     rig.step()
     rig.goal((3.0, 1.0))
     stats = [rig.step()[0] for _ in range(3)][-1]
     assert stats.latency_ms > 10.0 and stats.late_ticks == 0
 
 
-def test_planning_beside_the_ticks_has_the_threads_it_was_given():
-    seen, planned = [], threading.Event()
-
-    class Counting:
-        def replan(self, observation, now):
-            seen.append(torch.get_num_threads())
-            planned.set()
-
-        def command(self, observation, now):
-            return None
-
-    beside = Beside(Counting(), interval=0.0, threads=3)
-    try:
-        beside.decide({}, 0.0)
-        assert planned.wait(20.0)
-    finally:
-        beside.close()
-    assert seen[0] == 3
-
-
 def test_the_parameters_reach_the_planner_which_is_warmed_up():
     """Nothing is compiled any more when the first goal comes."""
     parameters = PlannerParameters(checkpoint=str(checkpoint_folder('maze2d_umaze')), backend='openvino', steps=4, warm_steps=2,
                                    warm_level=0.4, seed=5)
-    policy = load_policy(parameters)
+    policy = make_policy(parameters.policy)
     assert (policy.replans, policy.goal) == (0, None)
     compiled = policy.planner._denoiser.network._requests
     ready = set(compiled)
     observation = dict(zip(CHANNELS, START))
     policy.set_goal(MazeGoal(3.0, 1.0), observation)
     first = policy.act(observation, 0.0).plan
-    policy._horizon.restart(first)
+    policy._horizon.follow(first)
     again = policy._horizon.update(policy.planner.channels.vector(observation), policy._conditions(np.array([3.0, 1.0])), 0.0)
     assert set(compiled) == ready
     assert (len(first.provenance['levels']), len(again.provenance['levels'])) == (4, 2)

@@ -1,6 +1,6 @@
 """The policy that drives a ball through a maze: goals, following, replanning beside, what is kept of earlier plans."""
 
-import threading
+import pickle
 
 import numpy as np
 import pytest
@@ -8,7 +8,8 @@ from checkpoints import untrained_maze, untrained_stacking
 
 from diffuser_core.envs.goals import GoalError
 from diffuser_core.envs.maze_layout import CHANNELS, FORCES, GOAL_RADIUS, LAYOUTS, TICK
-from diffuser_core.envs.maze_policy import MazeGoal, MazePolicy, Smoothing, arrival
+from diffuser_core.envs.maze_motion import MazeGoal, MazeMotion
+from diffuser_core.envs.maze_policy import MazePolicy, Smoothing, arrival
 from diffuser_core.envs.point_maze import PointMazeEnv
 from diffuser_core.planner import Planner
 from diffuser_core.shipped import checkpoint_folder
@@ -65,24 +66,20 @@ def test_plans_start_at_the_state_and_end_at_rest_in_the_goal(policy):
     np.testing.assert_array_equal(plan.states[-1], [3.0, 1.2, 0.0, 0.0])
 
 
-def test_the_law_follows_the_plan_with_its_forces_fed_forward(policy):
-    policy.set_goal(MazeGoal(3.0, 1.0), START)
+def test_the_law_follows_the_plan_with_its_forces_fed_forward():
     values = np.zeros((16, 6))
     values[:, 0], values[:, 2], values[:, 3], values[:, 4] = 0.25, 1.02, 0.99, 0.1
-    policy._plan = Plan(values, NAMES, 0.0, 0.04, {})
-    decision = policy.command(START, 0.0)
+    decision = MazeMotion(Plan(values, NAMES, 0.0, 0.04, {}), (3.0, 1.0), 'states', 5).decide(START, 0.0)
     np.testing.assert_allclose(decision.actions[0], [0.25 + 20.0 * 0.02 + 2.0 * 0.1, 20.0 * -0.01], atol=1e-12)
     np.testing.assert_allclose(decision.actions[1:], [[0.25, 0.0]] * 4)
 
 
 @pytest.mark.parametrize('execution, expected', [('actions', [0.25, 0.0]), ('paper', [0.02 + 0.1, -0.01])])
 def test_other_ways_to_carry_a_plan_out(execution, expected):
-    policy = MazePolicy(Planner(untrained_maze()), LAYOUTS['umaze'], execution=execution)
-    policy.set_goal(MazeGoal(3.0, 1.0), START)
     values = np.zeros((16, 6))
     values[:, 0], values[:, 2], values[:, 3], values[:, 4] = 0.25, 1.02, 0.99, 0.1
-    policy._plan = Plan(values, NAMES, 0.0, 0.04, {})
-    np.testing.assert_allclose(policy.command(START, 0.0).actions[0], expected, atol=1e-12)
+    decision = MazeMotion(Plan(values, NAMES, 0.0, 0.04, {}), (3.0, 1.0), execution, 5).decide(START, 0.0)
+    np.testing.assert_allclose(decision.actions[0], expected, atol=1e-12)
 
 
 def test_the_paper_plans_once(policy):
@@ -147,7 +144,7 @@ class Scripted:
     def reseed(self, seed):
         pass
 
-    def candidates(self, observation, conditions, *, count, sampling, t0):
+    def candidates(self, observation, conditions, *, count, sampling, t0, budget):
         return [self.plans.pop(0) for _ in range(count)]
 
     def plan(self, observation, conditions, *, guide, warm_start, sampling, t0, budget):
@@ -226,31 +223,6 @@ def test_a_ball_that_is_stuck_gets_a_plan_from_noise():
     assert sum(warm is None for warm in planner.warm) == 2
 
 
-def test_a_plan_for_a_goal_that_changed_meanwhile_is_thrown_away():
-    planning, changed = threading.Event(), threading.Event()
-
-    class Slow(Scripted):
-        def plan(self, *args, **options):
-            planning.set()
-            assert changed.wait(10.0)
-            return super().plan(*args, **options)
-
-    plans = [straight((1.0, 1.0), (1.0, 3.0)), straight((1.0, 1.0), (1.0, 2.0))]
-    policy = MazePolicy(Slow(plans), LAYOUTS['umaze'], candidates=1)
-    policy.set_goal(MazeGoal(1.0, 3.0), START)
-    answers = []
-    thread = threading.Thread(target=lambda: answers.append(policy.replan(START, 0.0)))
-    thread.start()
-    assert planning.wait(10.0)
-    policy.set_goal(MazeGoal(1.0, 2.0), START)
-    assert policy.command(START, 0.0).plan is None
-    changed.set()
-    thread.join(10.0)
-    assert answers == [None]
-    assert policy.command(START, 0.0).plan is None
-    assert policy.act(START, TICK).plan.states[-1, 1] == 2.0
-
-
 def test_the_same_seed_drives_the_same_way(policy):
     def forces(seed):
         policy.reset(seed)
@@ -303,7 +275,7 @@ def test_the_shipped_planner_drives_to_its_goals_and_to_new_ones_on_the_way(size
 def test_a_plan_that_took_long_begins_when_it_is_first_followed(policy):
     """The ball was being stopped while the plan was made: it must not be taken for one that has driven since."""
     policy.set_goal(MazeGoal(3.0, 1.0), START)
-    made = policy.replan(START, 1.0)
+    made = policy.replan(START, 1.0).plan
     assert made.t0 == 1.0
     decision = policy.command(START, 1.6)
     assert decision.plan.t0 == 1.6 and np.array_equal(decision.plan.values, made.values)
@@ -312,22 +284,32 @@ def test_a_plan_that_took_long_begins_when_it_is_first_followed(policy):
         + made.values[0, :2], -1.0, 1.0))
     assert policy.command(START, 1.7).plan is decision.plan, 'it began once'
     policy._better = lambda kept, *_: kept is decision.plan
-    assert policy.replan(START, 1.8) is decision.plan, 'the next one is compared with what is followed'
+    assert policy.replan(START | {'x': 1.1}, 1.8).plan is decision.plan, 'the next one is compared with what is followed'
     policy._better = lambda *_: False
-    later = policy.replan(START, 1.9)
+    later = policy.replan(START | {'x': 1.2}, 1.9).plan
     assert policy.command(START, 2.1).plan is later and later.t0 == 1.9, 'a plan made on the way is a moving target'
 
 
-def test_a_plan_that_begins_while_the_next_is_made_is_kept(policy):
+def test_a_motion_is_followed_like_the_policy_elsewhere(policy):
+    """What `replan` gives is all that another process needs."""
     policy.set_goal(MazeGoal(3.0, 1.0), START)
-    first = policy.replan(START, 0.0)
-    begun = []
+    motion = pickle.loads(pickle.dumps(policy.replan(START, 1.0)))
+    assert motion.waits
+    motion = motion.begun(1.6)
+    np.testing.assert_array_equal(motion.decide(START, 1.7).actions, [policy.command(START, t) for t in (1.6, 1.7)][1].actions)
+    assert not motion.begun(1.8).waits and motion.begun(1.8).plan.t0 == 1.6
 
-    def meanwhile(kept, *_):
-        assert kept is first
-        begun.append(policy.command(START, 0.5).plan)
-        return True
 
-    policy._better = meanwhile
-    policy.replan(START, 0.4)
-    assert policy.command(START, 0.6).plan is begun[0] and begun[0].t0 == 0.5
+def test_a_plan_agrees_with_the_last_one_until_it_is_followed(policy):
+    policy._better = lambda *_: False
+    policy._crossings = lambda *_: 0
+    policy._smoothed = lambda plan: plan
+    policy.set_goal(MazeGoal(3.0, 1.0), START)
+    policy.act(START, 0.0)
+    last = policy.command(START, 0.0).plan
+    step = policy.planner.step_dt
+    new = policy.replan(START, 2 * step, delay=2.5 * step).plan
+    assert new.provenance['committed'] == 3
+    np.testing.assert_allclose(new.values[1:4], last.values[3:6], atol=1e-12)
+    assert np.abs(new.values[4] - last.values[6]).max() > 1e-3
+    np.testing.assert_allclose(new.values[0, 2:], [START[name] for name in CHANNELS])

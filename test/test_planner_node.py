@@ -23,13 +23,14 @@ from ros_client import Session
 from std_srvs.srv import SetBool
 
 from diffuser_core.envs.kuka_kinematics import JOINT_NAMES, JOINT_UPPER, planar_tip
+from diffuser_core.envs.policies import make_policy
+from diffuser_core.envs.policy_settings import PolicyError, PolicySettings
 from diffuser_core.envs.stacking import BLOCKS
 from diffuser_core.envs.stacking_features import FEATURES, PLACES, TIP
 from diffuser_core.trajectory import Channels
 from diffuser_ros.commander import Commander
 from diffuser_ros.conversions import nanoseconds
-from diffuser_ros.parameters import PlannerParameters, StartError
-from diffuser_ros.policy import load_policy
+from diffuser_ros.parameters import StartError
 from diffuser_ros.qos import EVENT_QOS, LATCHED_QOS
 
 ROOT = Path(__file__).parents[1]
@@ -175,7 +176,7 @@ def test_a_failing_plan_holds_the_arm(rig, policy):
     np.testing.assert_array_equal(positions(command)[-1], positions(before)[0])
     policy.error, policy.speed = None, math.nan
     stats, command = rig.step()
-    assert stats.reason == PlannerStats.PLAN_FAILED and np.isfinite(positions(command)).all()
+    assert stats.reason == PlannerStats.UNSAFE_COMMAND and np.isfinite(positions(command)).all()
     policy.speed = 0.24
     assert rig.step()[0].reason == PlannerStats.OK
 
@@ -183,13 +184,14 @@ def test_a_failing_plan_holds_the_arm(rig, policy):
 def test_commands_are_clamped_to_speed_and_limits_and_counted(rig, policy):
     rig.step()
     rig.set_goal()
-    policy.speed = 12.0
+    policy.speed = 9.0
+    rig.planner.set_parameters([Parameter('max_joint_acceleration', value=200.0)])
     stats, command = rig.step()
     np.testing.assert_allclose(positions(command)[0], HOME + 6.0 * TICK)
     assert (positions(command) <= JOINT_UPPER).all() and stats.clamped > 12
     set_ = rig.planner.set_parameters([Parameter('max_joint_speed', value=1.2), Parameter('seed', value=3)])
     assert [result.successful for result in set_] == [True, False]
-    np.testing.assert_allclose(positions(rig.step()[1])[0], HOME + 1.2 * TICK)
+    np.testing.assert_allclose(positions(rig.step()[1])[0], HOME + (6.0 + 1.2) * TICK, rtol=1e-6)  # from what is commanded on
     assert not rig.planner.set_parameters([Parameter('max_joint_speed', value=-1.0)])[0].successful
 
 
@@ -246,7 +248,7 @@ def test_a_stale_state_holds_the_arm_until_states_come_again(session, policy):
     rig.set_goal()
     tick_with(PlannerStats.OK)
     ok = next(s for s in stats if s.reason == PlannerStats.OK)
-    assert ok.latency_ms >= ok.planning_ms > 0.0 and ok.late_ticks in (0, 1)
+    assert ok.latency_ms > 0.0 and ok.planning_ms > 0.0 and ok.plan_age_ms > 0.0
     tick_with(PlannerStats.STALE_STATE, feed=False)
     stale = next(s for s in stats if s.reason == PlannerStats.STALE_STATE)
     assert stale.state_age_ms > 300.0 and 'allowed are 300 ms' in stale.reason_text
@@ -293,7 +295,7 @@ def test_a_hold_stops_the_arm_at_the_point_that_it_follows_by_now(monkeypatch, l
 
 
 def test_an_untrained_network_drives_the_robot_and_a_reset_repeats_it(session, checkpoint):
-    rig = Rig(session, None, lock_step=True, checkpoint=str(checkpoint), steps=4, warm_steps=2)
+    rig = Rig(session, None, lock_step=True, checkpoint=str(checkpoint), steps=4, warm_steps=2, max_jump=3.0)
 
     def episode():
         rig.step()
@@ -323,9 +325,9 @@ def test_an_untrained_network_drives_the_robot_and_a_reset_repeats_it(session, c
 def test_a_checkpoint_of_another_robot_is_refused(tmp_path):
     names = (*FEATURES[:2], *PLACES, 'door.angle')
     untrained(Channels(names, ('1',) * len(names)), PLACES).save(tmp_path / 'other')
-    with pytest.raises(StartError, match=r'other: the checkpoint does not fit this robot: it lacks the channels '
+    with pytest.raises(PolicyError, match=r'other: the checkpoint does not fit this robot: it lacks the channels '
                                          r'tip.z, moved.attached.* unknown channels door.angle'):
-        load_policy(PlannerParameters(checkpoint=str(tmp_path / 'other')))
+        make_policy(PolicySettings(checkpoint=str(tmp_path / 'other')))
 
 
 @pytest.mark.parametrize('parameter, said', [

@@ -1,86 +1,167 @@
-"""What is kept of an episode, and the files made of it."""
+"""Runs of the planner node, recorded and computed again to the last bit."""
 
-import json
-import math
+import os
+import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from checkpoints import untrained_stacking
+from diffuser_msgs.msg import PlannerStats
+from diffuser_msgs.srv import LoadCheckpoint
+from planner_rig import Rig, positions
+from rclpy.parameter import Parameter
+from ros_client import Session
+from std_srvs.srv import SetBool
+from test_inference import save_maze, wait_for
 
-from diffuser_core.envs.kuka_stack import KukaStackEnv
-from diffuser_core.envs.stacking import CHANNELS
-from diffuser_core.evaluate.recording import (
-    EpisodeLog,
-    RecordingError,
-    check_video_writer,
-    write_json,
-    write_plot,
-    write_video,
-)
+from diffuser_core.envs.kuka_kinematics import JOINT_NAMES, inverse_kinematics
+from diffuser_ros.parameters import StartError
+from diffuser_ros.replay import Replay, replay_file
+from diffuser_ros.replay_parts import make_goal, make_prepare, make_session
+from diffuser_ros.run_reader import parse_run
+
+READY = np.asarray(inverse_kinematics(0.0, 0.5, 0.3))
+
+
+@pytest.fixture
+def session():
+    session = Session(60.0)
+    yield session
+    session.close()
 
 
 @pytest.fixture(scope='module')
-def log():
-    """Half a second of a swinging arm at 120 states a second, and one plan."""
-    env = KukaStackEnv()
-    state, _ = env.reset(seed=0)
-    env.close()
-    log = EpisodeLog(0, 'red on green')
-    for n in range(61):
-        swung = state.copy()
-        swung[0] += math.sin(n / 30)
-        log.add_state(50.0 + n / 120, swung)
-    log.add_plan(50.0, 1 / 12, CHANNELS, np.tile(state, (8, 1)).ravel())
-    return log
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('recording')
+    first = untrained_stacking()
+    first.save(folder / 'first')
+    for name in first.weights:
+        first.weights[name] = first.weights[name] * 0.9
+    first.save(folder / 'second')
+    return folder / 'first', folder / 'second'
 
 
-def test_states_are_kept_once_a_tick_and_plans_once_a_second(log):
-    assert len(log.states) == 13
-    assert log.times() == pytest.approx(np.arange(13) / 24)
-    assert not log.wants_plan(50.9) and log.wants_plan(51.0)
-    assert log.plans[0].times[-1] == pytest.approx(50.0 + 7 / 12)
-    assert log.plans[0].values['red.z'] == pytest.approx(np.full(8, 0.03))
+def again(path):
+    return replay_file(path, Replay(make_session=make_session, make_goal=make_goal, make_prepare=make_prepare))
 
 
-def test_states_with_jittering_stamps_are_kept_all_the_same():
-    log = EpisodeLog(0, 'stack')
-    for stamp in np.arange(20) / 24 + np.random.default_rng(0).uniform(-0.002, 0.002, 20):
-        log.add_state(stamp, np.zeros(39))
-    assert len(log.states) == 20
+def drive(rig, ticks, joints=READY):
+    """Ticks of an arm that does as it is told; where it is then."""
+    for _ in range(ticks):
+        _, command = rig.step(joints=joints)
+        if command is not None:
+            joints = positions(command)[0]
+    return joints
 
 
-def test_the_video_can_be_decoded_and_shows_the_motion(log, tmp_path):
-    import imageio.v2 as imageio
-    check_video_writer()
-    path = tmp_path / 'new' / 'episode.mp4'
-    write_video(path, log)
-    with imageio.get_reader(path) as reader:
-        description = reader.get_meta_data()
-        frames = [np.asarray(frame, dtype=np.float64) for frame in reader]
-    assert description['codec'] == 'h264' and description['pix_fmt'].startswith('yuv420p')
-    assert description['fps'] == 12 and description['size'] == (480, 360)
-    assert len(frames) == 7, 'half a second and the frame at its end'
-    assert np.abs(frames[0] - frames[-1]).max() > 50
-    assert list(path.parent.iterdir()) == [path], 'nothing temporary is left'
+LIMITS = {'max_jump': 3.0, 'max_joint_speed': 2.0, 'max_joint_acceleration': 20.0, 'steps': 4, 'warm_steps': 2}
 
 
-def test_the_plot_is_a_picture(log, tmp_path):
-    import imageio.v2 as imageio
-    write_plot(tmp_path / 'plot.png', log)
-    picture = imageio.imread(tmp_path / 'plot.png')
-    assert picture.shape[0] > 800 and picture.shape[1] > 800 and picture.std() > 10
+@pytest.mark.parametrize('more', [{}, {'inject_delay': 0.03, 'inject_jitter': 0.05, 'inject_loss': 0.2}],
+                         ids=['at once', 'late and lost'])
+def test_a_run_with_all_that_can_happen_is_computed_again_to_the_last_bit(session, checkpoints, tmp_path, more):
+    log = tmp_path / 'run.mcap'
+    rig = Rig(session, None, lock_step=True, checkpoint=str(checkpoints[0]), record=str(log), **LIMITS, **more)
+    load = rig.robot.create_client(LoadCheckpoint, 'diffuser_planner/load_checkpoint')
+    joints = drive(rig, 1)
+    rig.set_goal()
+    joints = drive(rig, 8, joints)
+    rig.step(joints=joints, names=JOINT_NAMES[:6])                              # a bad state: held
+    rig.call('hold', SetBool.Request(data=True))
+    drive(rig, 2, joints)
+    rig.call('hold', SetBool.Request(data=False))
+    joints = drive(rig, 3, joints)
+    assert rig.planner.set_parameters([Parameter('max_joint_speed', value=1.0)])[0].successful
+    joints = drive(rig, 3, joints)
+    rig.set_goal()                                                               # the same goal, named anew
+    joints = drive(rig, 3, joints)
+    assert session.call(load, LoadCheckpoint.Request(path=str(checkpoints[1]))).success
+    joints = drive(rig, 6, joints)
+    rig.call('clear_goal')
+    drive(rig, 1, joints)
+    rig.set_goal()
+    joints = drive(rig, 4, joints)
+    rig.step(joints=joints + 0.9)                                                # too fast to be true: held
+    rig.call('reset')
+    drive(rig, 1, joints)
+    rig.set_goal()
+    drive(rig, 4, joints)
+    rig.planner.trigger_deactivate()
+    rig.planner.trigger_cleanup()
+
+    run = parse_run(log.read_bytes())
+    assert run.complete and len(run.stats) >= 30 and max(s.clamped for s in run.stats) > 0, 'the safety filter had something to do'
+    kinds = [event.kind for event in run.events]
+    assert {kind: kinds.count(kind) for kind in ('start', 'load', 'change', 'reset')} == {
+        'start': 1, 'load': 1, 'change': 1, 'reset': 1} and kinds.count('goal') == 5 and kinds.count('clear') == 2
+    comparison = again(log)
+    assert comparison.same, comparison.first
+    assert comparison.complete and comparison.commands > 10 and comparison.plans > 10 and comparison.held > 3
+
+    events = list(run.events)
+    at = max(n for n, event in enumerate(events) if event.kind == 'tick' and event.motion)
+    flipped = events[at].command.copy()
+    flipped.view(np.uint64)[0] ^= 1
+    events[at] = replace(events[at], command=flipped)
+    different = Replay(make_session=make_session, make_goal=make_goal, make_prepare=make_prepare).run(events)
+    assert different.different_commands == 1 and JOINT_NAMES[0] in different.first
 
 
-def test_an_empty_log_is_refused(tmp_path):
-    for write in (write_plot, write_video):
-        with pytest.raises(RecordingError, match='seed 4'):
-            write(tmp_path / 'file', EpisodeLog(4, 'stack'))
-    assert not list(tmp_path.iterdir())
+def test_a_run_of_a_planning_process_that_is_killed_is_computed_again(tmp_path, monkeypatch):
+    """In real time: which plan had come when is read from the log, and so is where its budget cut it short."""
+    import test_gym_planner
+    monkeypatch.setenv('PYTHONPATH', str(test_gym_planner.__file__.rpartition('/test/')[0]))
+    folder, log = save_maze(tmp_path / 'maze'), tmp_path / 'run.mcap'
+    session = Session(60.0)
+    try:
+        rig = test_gym_planner.Rig(session, None, checkpoint=str(folder), record=str(log), replan='every_tick', plan_timeout=10.0)
+
+        def driven(ticks, condition=lambda: True):
+            end = rig.now + 60.0
+            while ticks > 0 or not condition():
+                rig.publish()
+                session.spin(0.01)
+                ticks -= 1
+                assert rig.now < end, 'waited for too long'
+
+        driven(3)
+        assert rig.goal((3.0, 1.0)).success
+        driven(20, lambda: rig.ball.stats[-1].replans > 3)
+        process = rig.planner._inference
+        os.kill(process.pid, signal.SIGKILL)
+        driven(1, lambda: rig.ball.stats[-1].reason == PlannerStats.PLANNER_DIED)
+        assert rig.ball.commands[-1].values.tolist() == [0.0, 0.0]
+        driven(1, lambda: rig.ball.stats[-1].reason == PlannerStats.OK and rig.ball.stats[-1].replans > 3)
+        assert rig.goal((1.0, 3.0)).success
+        driven(20)
+    finally:
+        session.close()
+    comparison = again(log)
+    assert comparison.same, comparison.first
+    assert comparison.commands > 30 and comparison.plans > 8 and comparison.held > 0
 
 
-def test_a_failure_leaves_the_file_as_it_was(tmp_path):
-    path = tmp_path / 'summary.json'
-    write_json(path, {'score': 1.0})
-    with pytest.raises(TypeError):
-        write_json(path, {'score': object()})
-    assert json.loads(path.read_text()) == {'score': 1.0}
-    assert list(tmp_path.iterdir()) == [path]
+def test_a_full_disk_ends_the_recording_and_not_the_robot(session, checkpoints, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr('diffuser_ros.run_log._new_file', lambda path: open('/dev/full', 'wb', buffering=0))
+    rig = Rig(session, None, lock_step=True, checkpoint=str(checkpoints[0]), record=str(tmp_path / 'run.mcap'), **LIMITS)
+    joints = drive(rig, 1)
+    rig.set_goal()
+    drive(rig, 5, joints)
+    said = ''
+
+    def ended():
+        nonlocal said
+        said += capfd.readouterr().err
+        return 'No space left on device' in said
+
+    wait_for(ended, 'the end of the recording')
+    stats, command = rig.step(joints=joints)
+    assert stats.reason == PlannerStats.OK and command is not None and said.count('recording to') == 1
+
+
+def test_a_file_that_exists_is_not_written_over(session, checkpoints, tmp_path):
+    (tmp_path / 'run.mcap').write_text('mine')
+    with pytest.raises(StartError, match='the run cannot be recorded: .*run.mcap exists; a run is recorded to a new file'):
+        Rig(session, None, lock_step=True, checkpoint=str(checkpoints[0]), record=str(tmp_path / 'run.mcap'))
+    assert (tmp_path / 'run.mcap').read_text() == 'mine'

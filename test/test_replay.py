@@ -14,12 +14,12 @@ import pytest
 from diffuser_msgs.msg import PlannerStats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from run_rig import BACKEND, Kept, SmallPolicy, make_setup, prepare_within, record, recorded
+from run_rig import BACKEND, Kept, SmallPolicy, Within, make_setup, record, recorded
 
-from diffuser_ros.replay import DIFFERENT, SAME, UNREADABLE, Replay, difference, main, replay_file
+from diffuser_ros.inference import Session
+from diffuser_ros.replay import UNREADABLE, Replay, difference, replay_file
 from diffuser_ros.run_log import RunLog, RunLogError
 from diffuser_ros.run_reader import RunReader, parse_run
-from diffuser_ros.run_setup import backend_here
 
 ROOT = Path(__file__).parents[1]
 BITS = st.integers(0, 63)
@@ -37,8 +37,8 @@ def run(tmp_path_factory):
 
 
 def player(policy=SmallPolicy, backend=BACKEND, **options):
-    return Replay(make_policy=lambda parameters: policy(parameters['seed']), make_goal=lambda goal, parameters: goal,
-                  make_prepare=lambda parameters: prepare_within(parameters['limit']), backend=lambda _: backend, **options)
+    return Replay(make_session=lambda parameters: Session(policy(parameters['seed'])), make_goal=lambda goal, parameters: goal,
+                  make_prepare=lambda parameters: Within(parameters['limit']), backend=lambda _: backend, **options)
 
 
 @pytest.mark.parametrize(('seed', 'backend'), [(0, 'eager'), (7, 'eager'), (7, 'traced')])
@@ -126,7 +126,7 @@ class Other(SmallPolicy):
     def set_goal(self, goal, observation):
         raise ValueError('there is no such place')
 
-    def replan(self, observation, now, delay=0.0):
+    def replan(self, observation, now, delay=0.0, budget=None):
         raise FloatingPointError('the network returned nonsense')
 
 
@@ -134,8 +134,8 @@ def test_what_fails_here_and_did_not_there_is_told(setup):
     events = parse_run(recorded(setup)).events
     comparison = player(Other).run(events)
     first = next(e for e in events if e.kind == 'replan')
-    assert comparison.first == (f'plan 1 (event {first.number}, at {first.now:.3f} s) was made, here it fails: the network '
-                                'returned nonsense')
+    assert comparison.first == (f'plan 1 (event {first.number}, at {first.now:.3f} s) was made, here it fails: planning '
+                                'failed: the network returned nonsense')
     assert comparison.different_plans == comparison.plans, 'the one that failed there failed otherwise'
     assert comparison.different_commands == comparison.commands
     goal = next(e for e in events if e.kind == 'goal')
@@ -244,67 +244,6 @@ def test_the_command_refuses_what_is_no_log_with_code_2(tmp_path):
     path.write_bytes(b'this is none')
     code, output, errors = ros_free(path, '--ros-args', '-r', '__node:=x')
     assert (code, output) == (UNREADABLE, '') and re.fullmatch(rf'replay: {path} is damaged: .+\n', errors)
-
-
-def test_the_command_replays_what_the_nodes_parts_decide(parameters, tmp_path, capsys, monkeypatch):
-    """With the node's own robots, goals and safety filter, and a policy of the tests in place of the shipped one."""
-    from diffuser_core.envs.maze_policy import MazeDecision
-    from diffuser_ros import replay_parts
-
-    class Ball:
-        """A policy of the maze's robot."""
-        def __init__(self):
-            self.goal, self.seen = None, 0.0
-
-        def set_goal(self, goal, observation):
-            self.goal = goal
-
-        def replan(self, observation, now, delay):
-            self.seen += observation['x']
-            return self
-
-        def decide(self, observation, now):
-            push = 0.1 * self.seen + np.array([self.goal.x - observation['x'], self.goal.y - observation['y']])
-            return MazeDecision(np.tile(push, (5, 1)), None, False)
-
-    monkeypatch.setattr(replay_parts, 'load_policy', lambda settings: Ball())
-    path = tmp_path / 'run.mcap'
-    log = RunLog(path, on_end=print)
-    from diffuser_ros.run_setup import Setup
-    log.start(Setup(parameters, Path(parameters['checkpoint']), backend_here(parameters), 5, 'gym', ('force.x', 'force.y')))
-    goal = {'task': 'state', 'relations': [], 'channels': ['x', 'y'], 'values': [3.0, 1.25]}
-    log.goal(goal, {'x': 1.0, 'y': 1.0, 'vx': 0.0, 'vy': 0.0})
-    for tick in range(4):
-        state = {'x': 1.0 + 0.7 * tick, 'y': 1.0, 'vx': 0.0, 'vy': 0.0}
-        log.replan(state, 0.01 * tick, None)
-        sent = np.clip(0.1 * sum(1.0 + 0.7 * n for n in range(tick + 1)) + np.array([3.0 - state['x'], 0.25]), -1.0, 1.0)
-        log.tick(state, 0.01 * tick, tick + 1, sent if tick != 3 else sent + 0.5, PlannerStats.OK)
-    log.close()
-    assert main([str(path)]) == DIFFERENT
-    output = capsys.readouterr().out.splitlines()
-    assert len(output) == 2
-    assert output[0] == '4 commands and 4 plans computed again, 0 ticks held: different: 1 commands and 0 plans'
-    assert output[1].startswith('tick 4 (event 9, at 0.030 s) differs in 2 of 2 numbers, first in force.x: ')
-    with open(path, 'rb') as stream:
-        events = list(RunReader(stream))
-    assert main([str(path)]) == DIFFERENT, 'a second time'
-    same = Replay(make_policy=replay_parts.make_policy, make_goal=replay_parts.make_goal, make_prepare=replay_parts.make_prepare)
-    assert same.run(events[:-1]).same and SAME == 0
-
-
-def test_the_safety_filter_of_the_arm_is_the_nodes():
-    """Clamped to max_joint_speed, as test_safety has it; the gripper in the last column."""
-    from diffuser_core.envs.kuka_kinematics import JOINT_NAMES
-    from diffuser_core.envs.stacking_policy import Decision
-    from diffuser_ros.parameters import PlannerParameters
-    from diffuser_ros.replay_parts import make_prepare
-    made = PlannerParameters(robot='kuka', max_joint_speed=2.4, tick_rate=24.0)
-    prepare = make_prepare({name: getattr(made, name) for name in made.__dataclass_fields__})
-    decision = Decision(np.full((3, 7), 0.25), np.array([True, False, True]), None, False, None)
-    sent = prepare(decision, dict.fromkeys(JOINT_NAMES, 0.0), 0.0)
-    assert np.allclose(sent[:, :7], np.array([[0.1], [0.2], [0.25]])) and sent[:, 7].tolist() == [1.0, 0.0, 1.0]
-    with pytest.raises(ValueError, match='not finite'):
-        prepare(replace(decision, joints=np.full((3, 7), np.nan)), dict.fromkeys(JOINT_NAMES, 0.0), 0.0)
 
 
 def test_a_reader_is_a_stream(setup):

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from diffuser_core.envs.kuka_stack import REACH_RADIUS, KukaStackEnv
+from diffuser_core.envs.policies import make_policy
+from diffuser_core.envs.policy_settings import PolicySettings
 from diffuser_core.envs.stacking import HORIZONTAL_TOLERANCE, SLAB_HEIGHT
 from diffuser_core.envs.stacking_features import ATTACHED, PLACES, cartesian, features
 from diffuser_core.envs.stacking_policy import StackingPolicy
@@ -15,8 +17,6 @@ from diffuser_core.envs.stacking_tasks import TASKS
 from diffuser_core.evaluate.episode import run_episode
 from diffuser_core.planner import Planner
 from diffuser_core.shipped import checkpoint_folder
-from diffuser_ros.parameters import PlannerParameters
-from diffuser_ros.policy import load_policy
 
 SEEDS = range(6000, 6012)
 
@@ -68,5 +68,5 @@ def test_getting_ready_for_the_robot_warns_of_nothing():
     """The planner warns once of states outside its training data; the node must not spend that on its warm-up."""
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
-        policy = load_policy(PlannerParameters())
+        policy = make_policy(PolicySettings())
     assert policy.replans == 0 and policy.goal is None

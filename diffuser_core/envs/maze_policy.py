@@ -10,45 +10,23 @@ as in the paper, a plan arrives exactly at its end, and the goal recedes with ev
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffuser_core.conditions import Conditions
-from diffuser_core.envs.goals import GoalError
-from diffuser_core.envs.maze_layout import CHANNELS, FORCES, GOAL_RADIUS, LAYOUTS, TICK, MazeLayout
+from diffuser_core.envs.maze_layout import CHANNELS, FORCES, GOAL_RADIUS, LAYOUTS, MazeLayout
+from diffuser_core.envs.maze_motion import MazeDecision, MazeGoal, MazeMotion, check_goal
 from diffuser_core.planner import DEFAULT_SAMPLING, Planner, Sampling
 from diffuser_core.receding_horizon import RecedingHorizon
 from diffuser_core.trajectory import Plan
 
-__all__ = ['EXECUTIONS', 'MazeDecision', 'MazeGoal', 'MazePolicy', 'Smoothing', 'arrival']
+__all__ = ['EXECUTIONS', 'MazePolicy', 'Smoothing', 'arrival']
 
 EXECUTIONS = ('states', 'actions', 'paper')
-
-
-@dataclass(frozen=True)
-class MazeGoal:
-    """Where the ball shall be [m]."""
-
-    x: float
-    y: float
-
-
-@dataclass(frozen=True)
-class MazeDecision:
-    """What to do from now on.
-
-    actions  (ticks, 2) forces in [-1, 1] for the following ticks
-    plan     the plan behind them; None where the ball is just stopped
-    reached  whether the ball is in the goal
-    """
-
-    actions: NDArray[np.float64]
-    plan: Plan | None
-    reached: bool
 
 
 class Smoothing:
@@ -94,9 +72,7 @@ class MazePolicy:
 
     A new plan replaces the one before if it crosses fewer walls or arrives earlier, or if the ball no longer follows that one.
     As long as the present one crosses a wall, plans are drawn from noise, several at once. A plan made while there was none to
-    follow begins when it is first followed: the ball was being stopped meanwhile, however long planning took.
-
-    `replan` is called from one thread at a time, everything else from one thread, which may be another.
+    follow begins when it is first followed: the ball was being stopped meanwhile, however long planning took. Not thread-safe.
 
     maze        which maze it is; goals are checked against it
     execution   'states': the planned states are followed by a PD law with the planned forces fed forward; 'actions': the planned
@@ -106,8 +82,6 @@ class MazePolicy:
     tail        ticks of actions a decision holds
     """
 
-    GAIN, DAMPING = 20.0, 2.0
-    """Force per metre and per metre a second off the plan, shares of the largest force."""
     OFF_PLAN = 0.2
     """A ball that is farther than this from where its plan has it [m] no longer follows it."""
     TOUCH = 0.03
@@ -127,19 +101,22 @@ class MazePolicy:
         if candidates < 1 or tail < 1:
             raise ValueError(f'candidates and tail are at least 1, got {candidates} and {tail}')
         self.planner, self.maze, self.execution = planner, maze, execution
-        self._horizon = RecedingHorizon(planner, sampling)
+        self._horizon = RecedingHorizon(planner, sampling, committed=planner.channels.names, moving=planner.channels.names)
         self._candidates = candidates
         self._tail = tail
         self._smoothing = Smoothing(planner.checkpoint.horizon, planner.step_dt)
         self._places = planner.channels.indices(CHANNELS[:2])
         self._speeds = planner.channels.indices(CHANNELS[2:])
-        self._forces = planner.channels.indices(FORCES)
-        self._lock = threading.Lock()
         self._goal: NDArray[np.float64] | None = None
-        self._task = 0          # counts goals: a plan for an earlier one is thrown away
-        self._plan: Plan | None = None
-        self._begun = True      # whether the plan has been followed yet
+        self._motion = self._stopped
+        self._stuck = False
         self._still_since: tuple[float, NDArray[np.float64]] | None = None
+
+    @property
+    def _stopped(self) -> MazeMotion:
+        """No plan."""
+        goal = None if self._goal is None else (float(self._goal[0]), float(self._goal[1]))
+        return MazeMotion(None, goal, self.execution, self._tail)
 
     @classmethod
     def maze_of(cls, planner: Planner) -> MazeLayout:
@@ -179,46 +156,57 @@ class MazePolicy:
         KeyError if the observation lacks a channel.
         """
         self.planner.channels.vector(observation)
+        check_goal(self.maze, goal)
         place = np.array([goal.x, goal.y])
-        if why := self.maze.why_not(place):
-            raise GoalError(why)
         if self._goal is None or not np.array_equal(place, self._goal):
             self._change(place)
 
     def _change(self, place: NDArray[np.float64] | None) -> None:
-        with self._lock:
-            self._goal = place
-            self._task += 1
-            self._plan = None
-            self._still_since = None
+        self._goal = place
+        self._motion = self._stopped
+        self._stuck = False
+        self._still_since = None
 
-    def replan(self, observation: Mapping[str, float], now: float) -> Plan | None:
-        """Plan from the state (channel name -> value) at time `now` [s]; None without a goal or if that changed meanwhile."""
-        with self._lock:
-            goal, task, kept = self._goal, self._task, self._plan
-        fresh = kept is None
-        if goal is None:
-            return None
-        if self.execution == 'paper' and not fresh:
-            return kept
+    def resting(self, observation: Mapping[str, float]) -> MazeMotion:
+        """The ball is stopped."""
+        return self._stopped
+
+    def begin(self, now: float) -> None:
+        """The motion that `replan` gave last is followed since `now` [s]; a plan that waited for it begins there."""
+        self._motion = self._motion.begun(now)
+
+    def adopt(self, motion: MazeMotion | None) -> None:
+        """The ball follows `motion` instead, whose plan is kept until a better one is made, or is stopped; one of other channels
+        is not known here."""
+        known = motion is not None and motion.plan is not None and motion.plan.channels == self.planner.channels
+        self._motion = motion if known and motion is not None else self._stopped
+
+    def replan(self, observation: Mapping[str, float], now: float, delay: float = 0.0, budget: Any = None) -> MazeMotion:
+        """What to follow from the state (channel name -> value) at time `now` [s] on, if it is followed `delay` [s] later."""
+        goal, kept = self._goal, None if self._stuck else self._motion.plan
+        if goal is None or self.execution == 'paper' and kept is not None:
+            return self._motion
         state = self.planner.channels.vector(observation)
-        self._horizon.restart(kept)
+        self._horizon.follow(kept)
         conditions = self._conditions(goal)
         if (kept is None or self._crossings(kept, now)) and self._candidates > 1:
+            conditions, committed = self._horizon.prefixed(conditions, now, delay)
             drawn = self.planner.candidates(state, conditions, count=self._candidates, sampling=self._horizon.sampling,
-                                            t0=now)
+                                            t0=now, budget=budget)
             plan = min(map(self._smoothed, drawn), key=lambda p: (self._crossings(p, now), arrival(p, goal)))
+            plan = replace(plan, provenance={**plan.provenance, 'committed': committed, 'spread': self._spread(drawn)})
             self._horizon.replans += 1
         else:
-            plan = self._smoothed(self._horizon.update(state, conditions, now))
-        if kept is not None and self._better(kept, plan, state, goal, now):
-            plan = kept
-        with self._lock:
-            if task != self._task:
-                return None
-            if plan is not kept:
-                self._plan, self._begun = plan, not fresh
-        return plan
+            plan = self._smoothed(self._horizon.update(state, conditions, now, budget=budget, ahead=delay))
+        if kept is None or not self._better(kept, plan, state, goal, now):
+            self._motion = replace(self._stopped, plan=plan, waits=kept is None)
+        self._stuck = self._stands_still(state, goal, now)
+        return self._motion
+
+    def _spread(self, plans: Sequence[Plan]) -> float:
+        """How far the places of several plans lie apart [m]: their standard deviation, averaged over the steps."""
+        places = np.stack([plan.values[:, self._places] for plan in plans])
+        return float(np.sqrt(places.var(axis=0).sum(axis=-1)).mean())
 
     def _better(self, kept: Plan, new: Plan, state: NDArray[np.float64], goal: NDArray[np.float64], now: float) -> bool:
         """Whether an earlier plan that the ball still follows arrives no later than a new one."""
@@ -240,41 +228,20 @@ class MazePolicy:
     def _conditions(self, goal: NDArray[np.float64]) -> Conditions:
         return self.planner.conditions().known(-1, self.planner.channels, dict(zip(CHANNELS, (*goal, 0.0, 0.0))))
 
-    def command(self, observation: Mapping[str, float], now: float) -> MazeDecision:
-        """Forces for the following ticks from the state at time `now` [s] and the newest plan; without one the ball stops."""
-        state = np.array([observation[name] for name in CHANNELS])
-        with self._lock:
-            if self._plan is not None and not self._begun:
-                self._begun = True
-                if now > self._plan.t0:
-                    self._plan = replace(self._plan, t0=now)
-            goal, plan = self._goal, self._plan
-        reached = goal is not None and bool(np.hypot(*(state[:2] - goal)) <= GOAL_RADIUS)
-        if goal is None or plan is None:
-            actions = np.zeros((self._tail, 2))
-            actions[0] = np.clip(-self.DAMPING * state[2:], -1.0, 1.0)
-            return MazeDecision(actions, None, reached)
-        self._watch(state, now, reached)
-        ahead = plan.at(now + TICK * np.arange(1, self._tail + 1))
-        actions = np.clip(ahead[:, self._forces], -1.0, 1.0)
-        if self.execution == 'actions':
-            actions[0] = np.clip(plan.at(np.array([now]))[0, self._forces], -1.0, 1.0)
-        else:
-            gain, damping = (1.0, 1.0) if self.execution == 'paper' else (self.GAIN, self.DAMPING)
-            force = gain * (ahead[0, self._places] - state[:2]) + damping * (ahead[0, self._speeds] - state[2:])
-            if self.execution == 'states':
-                force += plan.at(np.array([now]))[0, self._forces]
-            actions[0] = np.clip(force, -1.0, 1.0)
-        return MazeDecision(actions, plan, reached)
-
-    def _watch(self, state: NDArray[np.float64], now: float, reached: bool) -> None:
-        """Drop the plan of a ball that is stuck."""
+    def _stands_still(self, state: NDArray[np.float64], goal: NDArray[np.float64], now: float) -> bool:
+        """Whether the ball is stuck: its present plan is then not kept for the next one."""
+        reached = np.hypot(*(state[:2] - goal)) <= GOAL_RADIUS
         if self._still_since is None or reached or np.hypot(*(state[:2] - self._still_since[1])) > self.STILL:
             self._still_since = now, state[:2]
         elif now - self._still_since[0] > self.PATIENCE and self.execution != 'paper':
             self._still_since = None
-            with self._lock:
-                self._plan = None
+            return True
+        return False
+
+    def command(self, observation: Mapping[str, float], now: float) -> MazeDecision:
+        """Forces for the following ticks from the state at time `now` [s] and the newest plan; without one the ball stops."""
+        self.begin(now)
+        return self._motion.decide(observation, now)
 
     def act(self, observation: Mapping[str, float], now: float) -> MazeDecision:
         """Plan, then decide."""

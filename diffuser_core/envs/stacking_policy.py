@@ -9,12 +9,12 @@ following plans.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from diffuser_core.conditions import Conditions
-from diffuser_core.envs.kuka_kinematics import nearest_joints, planar_tip
+from diffuser_core.envs.kuka_kinematics import planar_tip
 from diffuser_core.envs.stacking import (
     BLOCKS,
     GROUND,
@@ -38,6 +38,7 @@ from diffuser_core.envs.stacking_features import (
     slots,
 )
 from diffuser_core.envs.stacking_goal import StackingGoal
+from diffuser_core.envs.stacking_motion import COMMIT, Decision, StackingMotion
 from diffuser_core.envs.stacking_moves import blocks_above, free_place, next_move, room_at
 from diffuser_core.guide_library import ClassifierGuide
 from diffuser_core.guides import Guide
@@ -46,29 +47,12 @@ from diffuser_core.receding_horizon import RecedingHorizon
 from diffuser_core.trajectory import Plan
 from diffuser_core.value_network import StepClassifier
 
-__all__ = ['Decision', 'StackingPolicy']
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What to do from now on.
-
-    joints   (ticks, 7) joint positions [rad] for the following control ticks
-    gripper  (ticks,) whether the gripper shall be closed
-    plan     the plan behind it; None when the arm just holds
-    reached  whether the goal stands and the arm is done
-    subgoal  move being made, or None
-    """
-
-    joints: np.ndarray
-    gripper: np.ndarray
-    plan: Plan | None
-    reached: bool
-    subgoal: Relation | None
+__all__ = ['StackingPolicy']
 
 
 class StackingPolicy:
-    """A stacking controller for one robot; call `set_goal`, then `act` at every tick. Not thread-safe.
+    """A stacking controller for one robot; call `set_goal`, then `act` at every tick, or `replan` beside the ticks and follow
+    what it returns (`diffuser_core.motion`). Not thread-safe.
 
     tail        ticks of commands a decision holds
     commit      plan steps for which the motion of the last plan is kept
@@ -78,7 +62,6 @@ class StackingPolicy:
     keep_goal   whether the end is given all the same
     """
 
-    COMMIT = 3
     STILL = 0.03
     """The arm stands still while every joint stays this close to where it was [rad]."""
     DONE_TOLERANCE = 0.04
@@ -105,7 +88,7 @@ class StackingPolicy:
             raise ValueError(f'the checkpoint was not trained with goals for {", ".join(lacking)}')
         self.planner = planner
         self.tick_dt = tick_dt
-        self._horizon = RecedingHorizon(planner, sampling, committed=(*TIP, ATTACHED), commit=commit)
+        self._horizon = RecedingHorizon(planner, sampling, committed=(*TIP, ATTACHED), commit=commit, moving=TIP)
         self._tail = tail
         self._patience = patience
         self._classifier = classifier
@@ -115,6 +98,7 @@ class StackingPolicy:
         self._attached = planner.channels.names.index(ATTACHED)
         self._order = [FEATURES.index(name) for name in planner.channels.names]
         self.goal: StackingGoal | None = None
+        self._waits = False
         self._start_over()
 
     @property
@@ -146,6 +130,7 @@ class StackingPolicy:
         self._asked = 0
         self._seen: Situation | None = None
         self._resting: np.ndarray | None = None
+        self._horizon.follow(None)
         self._pursue(None)
 
     def _pursue(self, move: Relation | None) -> None:
@@ -161,6 +146,10 @@ class StackingPolicy:
 
     def act(self, observation: Mapping[str, float], now: float) -> Decision:
         """Decide from the state (channel name -> value) at time `now` [s]."""
+        return self.replan(observation, now).decide(observation, now)
+
+    def replan(self, observation: Mapping[str, float], now: float, delay: float = 0.0, budget: Any = None) -> StackingMotion:
+        """What to follow from the state (channel name -> value) at time `now` [s] on, if it is followed `delay` [s] later."""
         now_is = Situation.of(observation)
         if self.goal is None:
             return self._hold(now_is, reached=False)
@@ -169,22 +158,43 @@ class StackingPolicy:
             if self._carried_out(now_is):
                 self._pursue(None)
         elif self._move is not None and (self.goal.relations or self._proposed):
-            wanted = self._next(now_is, now)
+            wanted = self._next(now_is, now, budget)
             if wanted != self._move:
                 self._choose(wanted)
         if self._move is None:
-            wanted = self._next(now_is, now)
+            wanted = self._next(now_is, now, budget)
             if wanted is None:
                 return self._hold(now_is, reached=self.goal.reached(now_is.standing))
             self._choose(wanted)
         self._resting = None
         moved = self._move[0]  # type: ignore[index]
         conditions = self._conditions(now_is) if self._goal_given else self.planner.conditions()
-        plan = self._horizon.update(self._features(now_is, moved), conditions, now, guide=self._guide())
-        ahead = plan.at(now + self.tick_dt * np.arange(1, self._tail + 1))
-        rows = np.ceil(self.tick_dt / plan.step_dt * np.arange(1, self._tail + 1) - 1e-6).astype(int).clip(max=plan.horizon - 1)
-        gripper = plan.values[rows, self._attached] > 0.5  # not between rows: half closed means nothing
-        return Decision(nearest_joints(ahead[:, self._tip]), gripper, named_plan(plan, moved), False, self._move)
+        waits = self._horizon.resting
+        plan = self._horizon.update(self._features(now_is, moved), conditions, now, guide=self._guide(), budget=budget,
+                                    ahead=delay)
+        return self._motion(now_is, plan, moved, waits)
+
+    def begin(self, now: float) -> None:
+        """The motion that `replan` gave last is followed since `now` [s]; a plan that waited for it begins there."""
+        if self._waits:
+            self._horizon.begin(now)
+            self._waits = False
+
+    def adopt(self, motion: StackingMotion | None) -> None:
+        """The arm follows `motion` instead, or rests: the next plan agrees with its beginning. One of other channels is not known
+        here, and the next plan begins when it is followed."""
+        plan = None if motion is None else motion.plan
+        self._horizon.follow(plan if plan is not None and plan.channels == self.planner.channels else None)
+        self._waits = False
+
+    def resting(self, observation: Mapping[str, float]) -> StackingMotion:
+        """The arm stays where it is."""
+        return self._still(Situation.of(observation), False)
+
+    def _motion(self, now_is: Situation, plan: Plan, moved: int, waits: bool) -> StackingMotion:
+        self._waits = waits
+        return StackingMotion(plan, named_plan(plan, moved), now_is.joints, now_is.held is not None, False, self._move, self._tip,
+                              self._attached, self.tick_dt, self._tail, waits)
 
     def _guide(self) -> Guide | None:
         """What draws plans to make the present move, if a classifier does."""
@@ -194,11 +204,17 @@ class StackingPolicy:
         return self.GUIDE_SCALE * ClassifierGuide(self._classifier, self.planner.checkpoint.normalizer, [class_of(self._move)],
                                                   first_step=self.planner.checkpoint.horizon // 2)
 
-    def _hold(self, now_is: Situation, *, reached: bool) -> Decision:
+    def _hold(self, now_is: Situation, *, reached: bool) -> StackingMotion:
         if self._resting is None:  # kept while holding: following the measured joints would let the arm creep
             self._resting = now_is.joints
-        joints = np.repeat(self._resting[None], self._tail, axis=0)
-        return Decision(joints, np.full(self._tail, now_is.held is not None), None, reached, None)
+        self._horizon.follow(None)
+        self._waits = False
+        return self._still(now_is, reached)
+
+    def _still(self, now_is: Situation, reached: bool) -> StackingMotion:
+        joints = now_is.joints if self._resting is None else self._resting
+        return StackingMotion(None, None, joints, now_is.held is not None, reached, None, self._tip, self._attached, self.tick_dt,
+                              self._tail)
 
     def _features(self, now_is: Situation, moved: int) -> np.ndarray:
         return features(now_is.state, moved)[self._order]
@@ -242,22 +258,22 @@ class StackingPolicy:
         self._pursue(move)
         self._horizon.restart(proposal)
 
-    def _next(self, now_is: Situation, now: float) -> Relation | None:
+    def _next(self, now_is: Situation, now: float, budget: Any) -> Relation | None:
         """The move to make now; None if the goal stands, or if nothing that the model proposes builds higher."""
         assert self.goal is not None
         wanted: Sequence[Relation] = self.goal.relations or self._proposed
         move = next_move(wanted, now_is.centres, now_is.standing, now_is.held)
         if move is not None or self.goal.reached(now_is.standing) or self.goal.task == 'relations':
             return move
-        return self._proposal(now_is, now)
+        return self._proposal(now_is, now, budget)
 
-    def _proposal(self, now_is: Situation, now: float) -> Relation | None:
+    def _proposal(self, now_is: Situation, now: float, budget: Any) -> Relation | None:
         """What the model does with one of the free blocks, another one at every tick, if one of its plans builds higher."""
         free = [n for n in range(len(BLOCKS)) if not blocks_above(now_is.centres, n)]
         upper = free[self._asked % len(free)]
         self._asked += 1
         plans = self.planner.candidates(self._features(now_is, upper), count=self.PROPOSALS, sampling=self._horizon.sampling,
-                                        t0=now)
+                                        t0=now, budget=budget)
         heights = [tallest_chain({*now_is.standing, pair}) if pair is not None else 0
                    for pair in (self._built(now_is, upper, plan) for plan in plans)]
         best = int(np.argmax(heights))

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from diffuser_core.envs.maze_layout import CHANNELS, FORCES, TICK, MazeLayout
-from diffuser_core.envs.maze_policy import MazeDecision, MazeGoal
+from diffuser_core.envs.maze_motion import MazeDecision, MazeGoal
 from diffuser_core.envs.point_maze import PointMazeEnv
 from diffuser_core.evaluate.baselines.mazes import OBSERVATION_SIZE
 from diffuser_core.evaluate.statistics import quantiles
@@ -38,7 +38,7 @@ class MazeController(Protocol):
     def set_goal(self, goal: MazeGoal, observation: Mapping[str, float]) -> None:
         """Drive to `goal` from the state (channel name -> value)."""
 
-    def replan(self, observation: Mapping[str, float], now: float) -> Plan | None:
+    def replan(self, observation: Mapping[str, float], now: float) -> Any:
         """Make the plan anew, if there are plans."""
 
     def command(self, observation: Mapping[str, float], now: float) -> MazeDecision:
@@ -51,9 +51,8 @@ class _WithoutPlans:
         """There are no plans."""
         return 0
 
-    def replan(self, observation: Mapping[str, float], now: float) -> Plan | None:
+    def replan(self, observation: Mapping[str, float], now: float) -> None:
         """There are no plans."""
-        return None
 
 
 class WaypointPolicy(_WithoutPlans):

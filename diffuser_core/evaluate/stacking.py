@@ -17,6 +17,7 @@ from diffuser_core import __version__
 from diffuser_core.checkpoint import WEIGHTS
 from diffuser_core.envs.kuka_stack import KukaStackEnv
 from diffuser_core.envs.stacking_classifier import load_classifier
+from diffuser_core.envs.stacking_motion import COMMIT
 from diffuser_core.envs.stacking_policy import StackingPolicy
 from diffuser_core.envs.stacking_tasks import TASKS, draw_task
 from diffuser_core.evaluate import through_ros
@@ -28,6 +29,7 @@ from diffuser_core.evaluate.recording import EpisodeLog, check_video_writer, wri
 from diffuser_core.evaluate.records import FAILURES
 from diffuser_core.evaluate.showcase import choose, run_again
 from diffuser_core.evaluate.statistics import mean_interval, median_quantiles
+from diffuser_core.latency import DelayedPolicy, Injected
 from diffuser_core.planner import DEFAULT_SAMPLING, Planner, Sampling
 from diffuser_core.shipped import checkpoint_folder
 from diffuser_core.workers import follow_parent
@@ -53,6 +55,8 @@ class Suite:
     videos      whether the best, the median and the worst episode of every task are filmed
     ros         None: without ROS; 'lock-step' or 'realtime': through bridge, planner node and episode node. Then `sampling` and
                 `commit` are those of config/kuka_planner.yaml, and one episode runs at a time
+    injected    how late plans arrive while the arm goes on
+    blind       whether plans are made as if they arrived at once
     """
 
     checkpoint: Path | None = None
@@ -61,13 +65,15 @@ class Suite:
     seed_start: int = 0
     workers: int | None = None
     sampling: Sampling = DEFAULT_SAMPLING
-    commit: int = StackingPolicy.COMMIT
+    commit: int = COMMIT
     displace: float = 0.0
     videos: bool = False
     ros: str | None = None
     policy: str | None = None
     classifier: Path | None = None
     keep_goal: bool = False
+    injected: Injected = Injected()
+    blind: bool = False
 
     def __post_init__(self) -> None:
         unknown = [task for task in self.tasks if task not in TASKS]
@@ -89,6 +95,10 @@ class Suite:
 
         if self.classifier is not None and (self.policy is not None or self.ros is not None):
             raise ValueError('a classifier guides the planner without ROS; leave out either it or the baseline or ROS')
+        if self.injected.any and (self.policy is not None or self.ros is not None):
+            raise ValueError('plans of the planner are delayed, without ROS; leave out either the delay or the baseline or ROS')
+        if self.blind and not self.injected.any:
+            raise ValueError('plans that arrive at once cannot be blind to their delay; give a delay')
 
     @property
     def name(self) -> str:
@@ -144,6 +154,12 @@ def _load(suite: Suite) -> EpisodePolicy:
     """The controller that runs the episodes."""
     if suite.policy is not None:
         return load_policy(suite.policy)
+    policy = _planning_policy(suite)
+    return (DelayedPolicy(policy, suite.injected, tick_dt=policy.tick_dt, committed=not suite.blind)
+            if suite.injected.any else policy)
+
+
+def _planning_policy(suite: Suite) -> StackingPolicy:
     planner = Planner.from_checkpoint(suite.folder)
     if suite.classifier is None:
         return StackingPolicy(planner, sampling=suite.sampling, commit=suite.commit)
@@ -162,7 +178,8 @@ def _controller_settings(suite: Suite) -> dict[str, Any]:
         return {**weights, **through_ros.settings()}
     guided = {} if suite.classifier is None else {
         'classifier_sha256': hashlib.sha256(suite.classifier.read_bytes()).hexdigest(), 'keep_goal': suite.keep_goal}
-    return {**weights, 'sampling': asdict(suite.sampling), 'commit': suite.commit, **guided}
+    delayed = {'injected': asdict(suite.injected), 'blind': suite.blind} if suite.injected.any else {}
+    return {**weights, 'sampling': asdict(suite.sampling), 'commit': suite.commit, **guided, **delayed}
 
 
 # ---- Worker processes ------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
@@ -18,17 +17,18 @@ from rclpy.node import Node
 from diffuser_core.envs.goals import GoalError
 from diffuser_core.envs.maze_layout import CHANNELS
 from diffuser_core.envs.maze_layout import FORCES as ACTIONS
+from diffuser_core.envs.maze_motion import MazeDecision, MazeGoal, MazeMotion
 from diffuser_ros.conversions import StateError
 from diffuser_ros.qos import COMMAND_QOS
-from diffuser_ros.safety import UnsafeCommand
+from diffuser_ros.safety import ActionFilter, Filtered
 from diffuser_ros.vectors import named_vector, values_by_name
 
-__all__ = ['MazeRobot', 'VectorCommand', 'VectorCommander', 'VectorState', 'limit_actions']
+__all__ = ['MazeRobot', 'VectorCommand', 'VectorCommander', 'VectorState']
 
 TOPIC = 'state'
 GOAL_CHANNELS = CHANNELS[:2]
-ROUNDING = 1e-6
-"""Beyond the limit by less than this is rounding, and not counted as a clamp."""
+MAX_SPEED = 5.0
+"""The mazes clip the ball's velocity to this [m/s]."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,10 @@ class VectorCommander:
         self._names, self._neutral = tuple(names), neutral
         self._publisher = node.create_publisher(NamedVector, 'command', COMMAND_QOS)
 
+    def close(self, node: Node) -> None:
+        """Publish no more."""
+        node.destroy_publisher(self._publisher)
+
     def send(self, action: NDArray[np.float64], stamp: Time) -> None:
         """Publish an action and keep it."""
         self._publisher.publish(named_vector(self._names, action, stamp))
@@ -86,29 +90,18 @@ class VectorCommander:
         """A command is one step."""
         return 1
 
-    def hold(self, command: VectorCommand, stamp: Time) -> None:
+    def hold(self, command: VectorCommand, stamp: Time, now: float = 0.0) -> None:
         """Apply no force from now on."""
         self.send(self._neutral, stamp)
-
-
-def limit_actions(actions: Any, size: int) -> tuple[NDArray[np.float64], int]:
-    """The first of `actions` (tail, size) clamped to [-1, 1], and how many of its values had to be; UnsafeCommand for another
-    shape and for numbers that are not finite."""
-    actions = np.asarray(actions, dtype=np.float64)
-    if actions.ndim != 2 or len(actions) == 0 or actions.shape[1] != size:
-        raise UnsafeCommand(f'a command needs rows of {size} actions, got shape {actions.shape}')
-    if not np.isfinite(actions[0]).all():
-        raise UnsafeCommand('the command holds numbers that are not finite')
-    limited = actions[0].clip(-1.0, 1.0)
-    return limited, int((np.abs(limited - actions[0]) > ROUNDING).sum())
 
 
 class MazeRobot:
     """See `Robot`."""
 
+    name = 'gym'
+    command_names = ACTIONS
     topics = {TOPIC: NamedVector}
     paced_by_states = True
-    plans_beside = True
 
     commander: VectorCommander
 
@@ -117,12 +110,15 @@ class MazeRobot:
 
     def open(self, node: Node, period: float, *, lock_step: bool) -> None:
         """The publisher of forces."""
+        self._node = node
         self.commander = VectorCommander(node, ACTIONS, np.zeros(len(ACTIONS)))
 
-    def goal(self, request: SetGoal.Request) -> Any:
-        """A place: task 'state' with the channels x and y."""
-        from diffuser_core.envs.maze_policy import MazeGoal  # loads torch
+    def close(self, node: Node) -> None:
+        """Publish no more."""
+        self.commander.close(node)
 
+    def goal(self, request: SetGoal.Request) -> MazeGoal:
+        """A place: task 'state' with the channels x and y."""
         channels, values = list(request.channels), list(request.values)
         if request.task != 'state' or request.relations:
             asked = f'{request.task!r} with relations' if request.relations else repr(request.task)
@@ -136,7 +132,7 @@ class MazeRobot:
                 raise GoalError(f'the value {value} of channel {name} is not a finite number')
         return MazeGoal(**dict(zip(channels, values)))
 
-    def describe_goal(self, goal: Any) -> str:
+    def describe_goal(self, goal: MazeGoal) -> str:
         """The place."""
         return f'x {goal.x:.2f}, y {goal.y:.2f}'
 
@@ -151,15 +147,37 @@ class MazeRobot:
             raise StateError(f'{TOPIC} lacks the channel {", ".join(missing)}')
         return {name: found[name] for name in CHANNELS}
 
-    def send(self, decision: Any, observation: Mapping[str, float], stamp: Time) -> int:
-        """The first action, clamped to [-1, 1]."""
-        action, clamped = limit_actions(decision.actions, len(ACTIONS))
-        self.commander.send(action, stamp)
-        return clamped
+    def resting(self, observation: Mapping[str, float]) -> MazeMotion:
+        """The ball is stopped."""
+        return MazeMotion(None, None, 'states', 1)
 
-    def progress(self, decision: Any) -> tuple[int, str]:
+    def prepare(self, decision: MazeDecision, observation: Mapping[str, float], now: float) -> Filtered:
+        """The first action clamped to [-1, 1] and to the largest change from the last one."""
+        last = self.commander.last
+        safety = ActionFilter(ACTIONS, change=self._node.get_parameter('max_action_change').value)
+        return safety.filter(np.asarray(decision.actions)[:1], None if last is None else last.action)
+
+    def send(self, decision: MazeDecision, observation: Mapping[str, float], now: float, stamp: Time) -> Filtered:
+        """The first action."""
+        safe = self.prepare(decision, observation, now)
+        self.commander.send(safe.points[0], stamp)
+        return safe
+
+    def numbers(self) -> NDArray[np.float64]:
+        """The forces, (2,)."""
+        return np.empty(0) if self.commander.last is None else self.commander.last.action
+
+    def restore(self, numbers: NDArray[np.float64], now: float) -> None:
+        """The inverse of `numbers`."""
+        self.commander.last = VectorCommand(numbers, Time(), 0.0)
+
+    def max_speeds(self) -> dict[str, float]:
+        """Of the places."""
+        return dict.fromkeys(GOAL_CHANNELS, MAX_SPEED)
+
+    def progress(self, decision: MazeDecision) -> tuple[int, str]:
         """On the way."""
-        return PlannerStats.OK, 'the first plan is being made' if decision.plan is None else 'on the way'
+        return PlannerStats.OK, 'on the way'
 
     def place(self, observation: Mapping[str, float]) -> Sequence[float]:
         """x and y."""

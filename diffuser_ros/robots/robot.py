@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 from builtin_interfaces.msg import Time
 from diffuser_msgs.srv import SetGoal
+from numpy.typing import NDArray
 from rclpy.node import Node
+
+from diffuser_core.motion import Motion
+from diffuser_ros.safety import Filtered
 
 __all__ = ['Buffer', 'Moment', 'Robot', 'Sender', 'Sent']
 
@@ -46,19 +51,25 @@ class Sender(Protocol):
 
     def send_again(self, command: Any) -> None: ...
     def steps_followed(self, command: Any) -> int: ...
-    def hold(self, command: Any, stamp: Time) -> None: ...
+    def close(self, node: Node) -> None: ...
+    def hold(self, command: Any, stamp: Time, now: float) -> None: ...
 
 
 class Robot(Protocol):
     """One kind of robot.
 
+    name             as the parameter `robot` has it
+    command_names    what the columns of `numbers` are
     topics           message type of every state topic, by its name
     states           the newest state
     commander        made by `open`
     paced_by_states  real time: tick when a state arrives, since states come at the control rate; else by the node's clock
-    plans_beside     real time: the policy has `replan` and `command`, and replans in a thread beside the ticks
     """
 
+    @property
+    def name(self) -> str: ...
+    @property
+    def command_names(self) -> Sequence[str]: ...
     @property
     def topics(self) -> Mapping[str, type]: ...
     @property
@@ -67,11 +78,12 @@ class Robot(Protocol):
     def commander(self) -> Sender: ...
     @property
     def paced_by_states(self) -> bool: ...
-    @property
-    def plans_beside(self) -> bool: ...
 
     def open(self, node: Node, period: float, *, lock_step: bool) -> None:
-        """Make the publishers of commands on `node`, which ticks every `period` [s]."""
+        """Make the publishers of commands on `node`, which ticks every `period` [s]; StartError if a limit cannot be used."""
+
+    def close(self, node: Node) -> None:
+        """Take back what `open` did."""
 
     def goal(self, request: SetGoal.Request) -> Any:
         """The goal that is asked for; GoalError, one sentence, if this robot takes no such goal."""
@@ -82,9 +94,24 @@ class Robot(Protocol):
     def observation(self, state: Any) -> dict[str, float]:
         """Channel name -> value; StateError, one sentence, if the state cannot be planned from."""
 
-    def send(self, decision: Any, observation: Mapping[str, float], stamp: Time) -> int:
-        """Check a decision, clamp it to the limits and publish it; how many values were clamped. UnsafeCommand, and nothing is
-        sent, if no clamping makes it safe."""
+    def resting(self, observation: Mapping[str, float]) -> Motion:
+        """What to follow until there is a plan."""
+
+    def prepare(self, decision: Any, observation: Mapping[str, float], now: float) -> Filtered:
+        """A decision checked and clamped to the limits, ready to be sent at `now`, the policy's time [s]; UnsafeCommand if no
+        clamping makes it safe."""
+
+    def send(self, decision: Any, observation: Mapping[str, float], now: float, stamp: Time) -> Filtered:
+        """Prepare a decision and publish it; what was changed. UnsafeCommand, and nothing is sent, if it is not safe."""
+
+    def numbers(self) -> NDArray[np.float64]:
+        """The last command as numbers, rows of `command_names`."""
+
+    def restore(self, numbers: NDArray[np.float64], now: float) -> None:
+        """Take these `numbers` for the last command, sent at `now`, the policy's time [s]."""
+
+    def max_speeds(self) -> Mapping[str, float]:
+        """The largest speed of every channel whose state is to be watched [unit of the channel per second]."""
 
     def progress(self, decision: Any) -> tuple[int, str]:
         """The reason code of PlannerStats and the sentence for a decision that was sent and has not reached the goal."""

@@ -17,8 +17,8 @@ from diffuser_core.envs.kuka_kinematics import JOINT_NAMES, planar_tip
 from diffuser_core.envs.stacking import BLOCKS, GROUND, SLAB_HEIGHT, SLAB_SIZE, Relation
 from diffuser_core.envs.stacking_features import Situation
 from diffuser_core.envs.stacking_goal import StackingGoal
+from diffuser_core.envs.stacking_motion import Decision
 from diffuser_core.envs.stacking_moves import blocks_above, free_place, next_move, room_at
-from diffuser_core.envs.stacking_policy import Decision
 from diffuser_core.evaluate.baselines.encoding import ACTIONS, OBSERVATIONS, decode_action, encode_observation
 from diffuser_core.experts.pick_and_place import plan_segment
 
