@@ -17,7 +17,10 @@ from diffuser_ros import run_log
 from diffuser_ros.message_definition import message_definition
 from diffuser_ros.run_reader import RunLogError, parse_run
 
-PLAN = '{"error": "", "channels": [%s], "t0": 0.0, "step_dt": 1.0}'
+NO_PLAN = '{"error": "", "began": null, "pace": null, "refused": false}'
+PLAN = NO_PLAN[:-1] + ', "channels": [%s], "t0": 0.0, "step_dt": 1.0}'
+GOAL = '{"goal": {}, "follows": 0}'
+TICK = '{"reason": 0, "reason_text": "", "adopted": 0}'
 
 
 @pytest.fixture(scope='module')
@@ -169,14 +172,24 @@ def test_a_made_up_log_is_read_if_it_fits_itself(start):
     (dict(number=1, kind='reset', text='{"seed": true}'), r'event 1 \(reset\) lacks seed, or has another type'),
     (dict(number=1, kind='reset', text='{"seed": 1' + 40 * '0' + '}'), r'event 1 \(reset\) lacks seed, or has another type'),
     (dict(number=1, kind='goal', text='{}'), r'event 1 \(goal\) lacks goal, or has another type'),
-    (dict(number=1, kind='goal', text='{"goal": {}}', names=['x', 'x'], values=[1.0, 2.0]),
+    (dict(number=1, kind='goal', text=GOAL, names=['x', 'x'], values=[1.0, 2.0]),
      r'event 1 \(goal\) has 2 values for the channels x, x'),
-    (dict(number=1, kind='goal', text='{"goal": {}}', names=['x', 'y'], values=[1.0]),
+    (dict(number=1, kind='goal', text=GOAL, names=['x', 'y'], values=[1.0]),
      r'event 1 \(goal\) has 1 values for the channels x, y'),
-    (dict(number=1, kind='tick', text='{"reason": 0, "reason_text": ""}', motion=1),
+    (dict(number=1, kind='tick', text=TICK, motion=1),
      r'event 1 \(tick\) is about the plan 1 when there were 0'),
-    (dict(number=1, kind='replan', text='{"error": ""}', motion=2), r'event 1 \(replan\) is about the plan 2 when there were 0'),
-    (dict(number=1, kind='replan', text='{"error": ""}', motion=1, command=[1.0]), r'event 1 \(replan\) lacks channels'),
+    (dict(number=1, kind='tick', text=TICK.replace('0}', '1}')), r'event 1 \(tick\) is about the plan 1 when there were 0'),
+    (dict(number=1, kind='tick', text=TICK.replace('0}', '[]}')), r'event 1 \(tick\) lacks adopted, or has another type'),
+    (dict(number=1, kind='tick', text=TICK.replace('0}', 'false}')), r'event 1 \(tick\) lacks adopted, or has another type'),
+    (dict(number=1, kind='goal', text=GOAL.replace('0}', '-1}')), r'event 1 \(goal\) is about the plan -1 when there were 0'),
+    (dict(number=1, kind='replan', text=NO_PLAN.replace('"pace": null', '"pace": [true, 1]'), motion=1),
+     r'event 1 \(replan\) has a pace that is not of true and false'),
+    (dict(number=1, kind='replan', text=NO_PLAN.replace('"began": null', '"began": true'), motion=1),
+     r'event 1 \(replan\) lacks began, or has another type'),
+    (dict(number=1, kind='replan', text=NO_PLAN.replace('"began": null, ', ''), motion=1),
+     r'event 1 \(replan\) lacks began, or has another type'),
+    (dict(number=1, kind='replan', text=NO_PLAN, motion=2), r'event 1 \(replan\) is about the plan 2 when there were 0'),
+    (dict(number=1, kind='replan', text=NO_PLAN, motion=1, command=[1.0]), r'event 1 \(replan\) lacks channels'),
     (dict(number=1, kind='replan', text=PLAN % '"a", 2', motion=1, command=[1.0, 2.0]),
      r'event 1 \(replan\) has channels that are no names'),
     (dict(number=1, kind='replan', text=PLAN % '"a", "b"', motion=1, command=[1.0]),
