@@ -49,13 +49,16 @@ class Statistics:
 
 
 def diagnostic_array(name: str, stamp: Time, stats: PlannerStats, statistics: Statistics, *,
-                     active: bool) -> DiagnosticArray:
-    """The newest tick's `stats` and the `statistics` so far as the status of the component `name`, which ticks if `active`."""
+                     active: bool, trouble: str = '') -> DiagnosticArray:
+    """The newest tick's `stats` and the `statistics` so far as the status of the component `name`, which ticks if `active`.
+    `trouble`: what is wrong beside the ticks."""
     values = {'reason': REASONS[stats.reason], 'goal': stats.goal_id, 'ticks': statistics.ticks,
               'replans': stats.replans, 'late ticks': statistics.late, 'clamped values': statistics.clamped,
               'latency p50 [ms]': f'{statistics.latency(50):.1f}', 'latency p99 [ms]': f'{statistics.latency(99):.1f}',
               'state age [ms]': f'{stats.state_age_ms:.1f}', 'denoising steps': stats.denoising_steps}
     level, message = (_LEVELS[stats.reason], stats.reason_text) if active else (DiagnosticStatus.WARN, 'inactive')
+    if trouble:
+        level, message = DiagnosticStatus.ERROR, trouble
     status = DiagnosticStatus(level=level, name=name, message=message,
                               values=[KeyValue(key=k, value=str(v)) for k, v in values.items()])
     return DiagnosticArray(header=Header(stamp=stamp), status=[status])

@@ -300,7 +300,15 @@ class PlannerNode(LifecycleNode):
 
     def _publish_diagnostics(self) -> None:
         self._publishing['/diagnostics'].publish(diagnostic_array(
-            self.get_fully_qualified_name(), self._stamp(), self._control.stats, self._control.statistics, active=self._active))
+            self.get_fully_qualified_name(), self._stamp(), self._control.stats, self._control.statistics, active=self._active,
+            trouble=self._doubled()))
+
+    def _doubled(self) -> str:
+        """What is to be said if another node has the same name. It is no reason to refuse anything: a node that was killed is
+        seen for a while after its end, and the one that took its place must work."""
+        if self.get_node_names_and_namespaces().count((self.get_name(), self.get_namespace())) < 2:
+            return ''
+        return f'another node is called {self.get_fully_qualified_name()}: two planners must not command one robot'
 
     def _set_goal_status(self, status: int, message: str) -> None:
         """Tell of a change of the goal's status."""

@@ -232,6 +232,16 @@ def test_contact_that_is_only_early_or_late_by_a_step_is_no_contradiction(policy
     assert policy.act(observation(), TICK).plan.provenance['warm']
 
 
+def test_an_arm_that_was_carried_off_gets_a_plan_that_begins_where_it_is(policy):
+    policy.set_goal(StackingGoal.parse('relations', ['red on green']), observation())
+    policy.act(observation(), 0.0)
+    assert policy.act(observation(), TICK).plan.provenance['committed'] > 0
+    plan = policy.act(observation(tip=(0.5, 0.5, 0.6)), 2 * TICK).plan
+    assert (plan.provenance['warm'], plan.provenance['committed']) == (False, 0)
+    conditions, _ = policy.planner.asked[-1]
+    assert not conditions.mask[1:-1].any()
+
+
 def test_the_contact_of_the_last_plan_is_kept_with_its_motion(policy):
     policy.planner.contact = np.linspace(0.0, 1.0, 16)
     policy.set_goal(StackingGoal.parse('relations', ['red on green']), observation())

@@ -66,6 +66,8 @@ class StackingPolicy:
     """The arm stands still while every joint stays this close to where it was [rad]."""
     DONE_TOLERANCE = 0.04
     """A plan is carried out when the tip is this close to the plan's end [m]."""
+    OFF_PLAN = 0.2
+    """An arm whose tip is farther than this from where its plan has it [m] was carried off: the next plan begins where it is."""
     KNOCKED = 0.02
     """A block that moves farther than this from one tick to the next [m], neither held nor just let go, was knocked away."""
     GRIP_TIME = 1 / 12
@@ -227,6 +229,12 @@ class StackingPolicy:
             if any(distance > self.KNOCKED for n, distance in enumerate(moved) if n not in (before.held, now_is.held)):
                 self._plan_afresh()
         plan = self._horizon.plan
+        if plan is not None:
+            there, tip = cartesian(np.stack([plan.at(np.array([now]))[0, self._tip], planar_tip(now_is.joints)]))
+            if np.linalg.norm(there - tip) > self.OFF_PLAN:
+                self._horizon.follow(None)
+                self._plan_afresh()
+                plan = None
         if plan is not None and self._move is not None:
             said = plan.at(now + self.GRIP_TIME * np.array([-1.0, 0.0, 1.0]))[:, self._attached] > 0.5
             if (said != (now_is.held == self._move[0])).all():

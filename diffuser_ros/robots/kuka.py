@@ -77,14 +77,14 @@ class KukaRobot:
     def prepare(self, decision: Decision, observation: Mapping[str, float], now: float) -> Filtered:
         """The joints within the limits of position, speed, acceleration and jump."""
         measured = np.array([observation[name] for name in JOINT_NAMES])
-        return self._filter().filter(decision.joints, measured, self._period, self._commanded(now))
+        return self._filter().filter(decision.joints, measured, self._period, self._commanded(measured, now))
 
     def send(self, decision: Decision, observation: Mapping[str, float], now: float, stamp: Time) -> Filtered:
         """Joints and gripper."""
         safe = self.prepare(decision, observation, now)
-        before = self._commanded(now)
-        start = np.array([observation[name] for name in JOINT_NAMES]) if before is None else before.position
-        self.commander.send(safe.points, start, bool(decision.gripper[0]), stamp, now)
+        measured = np.array([observation[name] for name in JOINT_NAMES])
+        before = self._commanded(measured, now)
+        self.commander.send(safe.points, measured if before is None else before.position, bool(decision.gripper[0]), stamp, now)
         return safe
 
     def numbers(self) -> NDArray[np.float64]:
@@ -99,10 +99,14 @@ class KukaRobot:
         rows = numbers.reshape(-1, len(self.command_names))
         self.commander.last = Command(rows[1:, :-1], rows[0, :-1], bool(rows[0, -1]), Time(), 0.0, now)
 
-    def _commanded(self, now: float) -> Commanded | None:
-        """Where the arm is told to be at `now`; None if it was not told anything."""
+    def _commanded(self, measured: np.ndarray, now: float) -> Commanded | None:
+        """Where the arm is told to be at `now`; None if it was not told anything, or was carried off: then it goes on from where
+        it is `measured` to be."""
         last = self.commander.last
-        return None if last is None else Commanded.along(last.start, last.joints, self._period, now - last.now)
+        if last is None:
+            return None
+        told = Commanded.along(last.start, last.joints, self._period, now - last.now)
+        return told if np.abs(told.position - measured).max() <= self._filter().limits.jump else None
 
     def _braked(self, moving: Commanded, points: int) -> np.ndarray:
         """The shortest stop within the limits."""
