@@ -20,6 +20,8 @@ __all__ = ['drawn_channels', 'fresh_latencies', 'latency_figure', 'plan_error', 
 MEASURED, PLANNED, COMMANDED, LIMIT = '#1f2933', '#4c9be8', '#e8954c', '#d62a26'
 PANELS = 8
 """Channels drawn at most: those that are commanded, then those that are planned, then others."""
+SPAN = 0.02
+"""Least height of a channel's panel, in its unit: less would make mountains of rounding."""
 OFF_PICTURE = 1e12
 """Numbers beyond this, and those that are not finite, are left out of pictures and errors: an axis cannot hold them."""
 
@@ -153,6 +155,9 @@ def tracking_figure(drive: Drive) -> Figure:
         _draw(panel, drive.measured, channel, start, color=MEASURED, linewidth=1.6)
         _draw(panel, drive.commanded, channel, start, color=COMMANDED, linewidth=1.0, linestyle='--')
         panel.set_title(channel, fontsize=10, loc='left')
+        low, high = panel.get_ylim()
+        if high - low < SPAN:
+            panel.set_ylim((low + high - SPAN) / 2, (low + high + SPAN) / 2)
     if from_above:
         _draw_from_above(axes['from above'], drive)
     if others:

@@ -83,7 +83,7 @@ class RunLog:
              stamp: Time | None = None) -> None:
         """A goal was accepted: the fields of the request, and the state that it was set in. `follows`: the number of the motion
         that the robot follows meanwhile, if a policy that took over is told."""
-        self._event('goal', {'goal': dict(goal), 'follows': follows}, stamp, observation=observation)
+        self._event('goal', {'goal': dict(goal), 'follows': int(follows)}, stamp, observation=observation)
 
     def clear(self, *, stamp: Time | None = None) -> None:
         """The goal was cleared."""
@@ -100,7 +100,8 @@ class RunLog:
 
         began, pace, refused  as in `inference.Request` and `Result`
         """
-        data: dict[str, Any] = {'error': error, 'began': began, 'pace': None if pace is None else list(pace), 'refused': refused}
+        data: dict[str, Any] = {'error': error, 'began': None if began is None else float(began),
+                                'pace': None if pace is None else [bool(answer) for answer in pace], 'refused': bool(refused)}
         if plan is not None:
             data |= {'channels': list(plan.channels.names), 't0': float(plan.t0), 'step_dt': float(plan.step_dt)}
         return self._event('replan', data, stamp, observation=observation, now=now, delay=delay, motion=None,
@@ -115,9 +116,8 @@ class RunLog:
         reason   code of PlannerStats, with its sentence
         adopted  number of the motion that arrived in this tick; 0: none
         """
-        self._event('tick', {'reason': int(reason), 'reason_text': text, 'adopted': adopted}, stamp, observation=observation,
-                    now=now, motion=motion,
-                    command=command)
+        self._event('tick', {'reason': int(reason), 'reason_text': text, 'adopted': int(adopted)}, stamp,
+                    observation=observation, now=now, motion=motion, command=command)
 
     def stats(self, message: PlannerStats) -> None:
         """The statistics of a tick; the message must not be changed afterwards."""

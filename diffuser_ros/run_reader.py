@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import UnionType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -25,9 +26,10 @@ STATS_TOPIC, STATS_TYPE = 'stats', 'diffuser_msgs/msg/PlannerStats'
 _SETUP: Mapping[str, type] = {
     'parameters': dict, 'checkpoint': str, 'digest': str, 'version': str, 'backend': str, 'seed': int, 'robot': str,
     'command_names': list, 'environment': dict}
-KINDS: Mapping[str, Mapping[str, type]] = {
-    'start': _SETUP, 'load': _SETUP, 'change': {'parameters': dict}, 'goal': {'goal': dict}, 'clear': {},
-    'reset': {'seed': int}, 'replan': {'error': str}, 'tick': {'reason': int, 'reason_text': str}}
+KINDS: Mapping[str, Mapping[str, type | UnionType]] = {
+    'start': _SETUP, 'load': _SETUP, 'change': {'parameters': dict}, 'goal': {'goal': dict, 'follows': int}, 'clear': {},
+    'reset': {'seed': int}, 'replan': {'error': str, 'began': float | None, 'pace': list | None, 'refused': bool},
+    'tick': {'reason': int, 'reason_text': str, 'adopted': int}}
 """What happens in a run, and what the JSON of each kind of event must hold. A 'replan' that made a plan also has 'channels', 't0'
 and 'step_dt'."""
 _PLAN: Mapping[str, type] = {'channels': list, 't0': float, 'step_dt': float}
@@ -147,8 +149,8 @@ class RunReader:
         what = f'event {event.number} ({event.kind})'
         wanted = {**KINDS[event.kind], **(_PLAN if event.kind == 'replan' and len(event.command) else {})}
         for field, kind in wanted.items():
-            value = event.data.get(field)
-            if type(value) is not kind or (isinstance(value, int) and abs(value) > _LARGEST):
+            value = event.data.get(field, ...)
+            if not isinstance(value, kind) or (isinstance(value, int) and (kind is not type(value) or abs(value) > _LARGEST)):
                 raise ValueError(f'{what} lacks {field}, or has another type')
         for field, names in {'names': list(event.names), **event.data}.items():
             if field in ('names', 'channels', 'command_names') and not (
@@ -158,6 +160,11 @@ class RunReader:
             raise ValueError(f'{what} has {len(event.values)} values for the channels {", ".join(event.names)}')
         if event.kind == 'replan' and len(event.command) and len(event.command) % max(1, len(event.data['channels'])):
             raise ValueError(f'{what} has {len(event.command)} values for {len(event.data["channels"])} channels')
+        if not all(isinstance(answer, bool) for answer in event.data.get('pace') or ()):
+            raise ValueError(f'{what} has a pace that is not of true and false')
+        for motion in (event.data.get('follows', 0), event.data.get('adopted', 0)):
+            if not 0 <= motion <= self._replans:
+                raise ValueError(f'{what} is about the plan {motion} when there were {self._replans}')
         if event.motion != self._replans + 1 if event.kind == 'replan' else event.motion > self._replans:
             raise ValueError(f'{what} is about the plan {event.motion} when there were {self._replans}')
 

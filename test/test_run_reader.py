@@ -17,7 +17,10 @@ from diffuser_ros import run_log
 from diffuser_ros.message_definition import message_definition
 from diffuser_ros.run_reader import RunLogError, parse_run
 
-PLAN = '{"error": "", "channels": [%s], "t0": 0.0, "step_dt": 1.0}'
+NO_PLAN = '{"error": "", "began": null, "pace": null, "refused": false}'
+PLAN = NO_PLAN[:-1] + ', "channels": [%s], "t0": 0.0, "step_dt": 1.0}'
+GOAL = '{"goal": {}, "follows": 0}'
+TICK = '{"reason": 0, "reason_text": "", "adopted": 0}'
 
 
 @pytest.fixture(scope='module')
@@ -106,6 +109,27 @@ def test_a_flipped_bit_anywhere_never_gives_other_events(whole, bit):
         assert found is None or not found[1] or at >= end_of_data
 
 
+@pytest.mark.parametrize('bit', range(8))
+def test_a_flipped_bit_in_a_log_that_was_cut_off_never_gives_other_events(whole, bit):
+    """There is no checksum of the whole then: those of the chunks must do."""
+    events = [described(e) for e in parse_run(whole).events]
+    cut = whole[:whole.rindex(b'\x0f' + struct.pack('<Q', 4))]
+    assert prefix(cut, events) == (len(events), False)
+    for at in range(bit, len(cut), 83):
+        damaged = bytearray(cut)
+        damaged[at] ^= 1 << bit
+        prefix(bytes(damaged), events)
+
+
+def test_a_length_beyond_the_end_of_a_closed_log_is_damage(whole):
+    """Not the mark of a log that was cut off: then its last bytes would be missing."""
+    third = boundaries(whole)[2]
+    damaged = whole[:third + 1] + struct.pack('<Q', len(whole)) + whole[third + 9:]
+    with pytest.raises(RunLogError, match='^the log is damaged: a length in it points beyond its end$'):
+        parse_run(damaged)
+    assert not parse_run(damaged[:-1]).complete
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200) | st.binary(max_size=200).map(lambda tail: b'\x89MCAP0\r\n' + tail))
 def test_bytes_that_are_no_log_are_refused(data):
@@ -148,14 +172,24 @@ def test_a_made_up_log_is_read_if_it_fits_itself(start):
     (dict(number=1, kind='reset', text='{"seed": true}'), r'event 1 \(reset\) lacks seed, or has another type'),
     (dict(number=1, kind='reset', text='{"seed": 1' + 40 * '0' + '}'), r'event 1 \(reset\) lacks seed, or has another type'),
     (dict(number=1, kind='goal', text='{}'), r'event 1 \(goal\) lacks goal, or has another type'),
-    (dict(number=1, kind='goal', text='{"goal": {}}', names=['x', 'x'], values=[1.0, 2.0]),
+    (dict(number=1, kind='goal', text=GOAL, names=['x', 'x'], values=[1.0, 2.0]),
      r'event 1 \(goal\) has 2 values for the channels x, x'),
-    (dict(number=1, kind='goal', text='{"goal": {}}', names=['x', 'y'], values=[1.0]),
+    (dict(number=1, kind='goal', text=GOAL, names=['x', 'y'], values=[1.0]),
      r'event 1 \(goal\) has 1 values for the channels x, y'),
-    (dict(number=1, kind='tick', text='{"reason": 0, "reason_text": ""}', motion=1),
+    (dict(number=1, kind='tick', text=TICK, motion=1),
      r'event 1 \(tick\) is about the plan 1 when there were 0'),
-    (dict(number=1, kind='replan', text='{"error": ""}', motion=2), r'event 1 \(replan\) is about the plan 2 when there were 0'),
-    (dict(number=1, kind='replan', text='{"error": ""}', motion=1, command=[1.0]), r'event 1 \(replan\) lacks channels'),
+    (dict(number=1, kind='tick', text=TICK.replace('0}', '1}')), r'event 1 \(tick\) is about the plan 1 when there were 0'),
+    (dict(number=1, kind='tick', text=TICK.replace('0}', '[]}')), r'event 1 \(tick\) lacks adopted, or has another type'),
+    (dict(number=1, kind='tick', text=TICK.replace('0}', 'false}')), r'event 1 \(tick\) lacks adopted, or has another type'),
+    (dict(number=1, kind='goal', text=GOAL.replace('0}', '-1}')), r'event 1 \(goal\) is about the plan -1 when there were 0'),
+    (dict(number=1, kind='replan', text=NO_PLAN.replace('"pace": null', '"pace": [true, 1]'), motion=1),
+     r'event 1 \(replan\) has a pace that is not of true and false'),
+    (dict(number=1, kind='replan', text=NO_PLAN.replace('"began": null', '"began": true'), motion=1),
+     r'event 1 \(replan\) lacks began, or has another type'),
+    (dict(number=1, kind='replan', text=NO_PLAN.replace('"began": null, ', ''), motion=1),
+     r'event 1 \(replan\) lacks began, or has another type'),
+    (dict(number=1, kind='replan', text=NO_PLAN, motion=2), r'event 1 \(replan\) is about the plan 2 when there were 0'),
+    (dict(number=1, kind='replan', text=NO_PLAN, motion=1, command=[1.0]), r'event 1 \(replan\) lacks channels'),
     (dict(number=1, kind='replan', text=PLAN % '"a", 2', motion=1, command=[1.0, 2.0]),
      r'event 1 \(replan\) has channels that are no names'),
     (dict(number=1, kind='replan', text=PLAN % '"a", "b"', motion=1, command=[1.0]),
@@ -186,3 +220,13 @@ def test_a_chunk_that_says_it_is_huge_is_refused_before_it_is_unpacked(start, co
     data[chunk + 25:chunk + 33] = struct.pack('<Q', 1 << 50)
     with pytest.raises(RunLogError, match=f'a chunk says that it holds {1 << 50} bytes'):
         parse_run(bytes(data))
+
+
+def test_packed_data_that_say_they_are_huge_are_refused_before_they_are_unpacked():
+    """A zstd frame of a single segment with a content size of 8 bytes (RFC 8878, section 3.1.1.1)."""
+    frame = struct.pack('<IBQ', 0xFD2FB528, 0b1110_0000, 1 << 50)
+    chunk = struct.pack('<QQQI', 0, 0, 10, 0) + struct.pack('<I4sQ', 4, b'zstd', len(frame)) + frame
+    header = struct.pack('<II', 0, 0)
+    data = b'\x89MCAP0\r\n' + b''.join(struct.pack('<BQ', code, len(body)) + body for code, body in ((1, header), (6, chunk)))
+    with pytest.raises(RunLogError, match=f'a chunk says that it holds {1 << 50} bytes'):
+        parse_run(data)
