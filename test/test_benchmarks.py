@@ -63,7 +63,7 @@ def test_the_clock_is_read_when_the_device_is_done(planning, monkeypatch):
     times = planning.timed(calls, 3, lambda: events.append('wait'), 2.0)
     assert events[:16] == ['wait', 'clock', 'a', 'wait', 'wait', 'clock', 'b', 'wait'] * 2
     assert events[16:] == ['wait', 'clock', 'a', 'wait', 'clock', 'wait', 'clock', 'b', 'wait', 'clock'] * 3
-    assert (times['a']['p50'], times['b']['p99']) == pytest.approx((6.0, 6.0))  # three events between two readings, counted double
+    assert (times['a']['p50'], times['b']['p99']) == pytest.approx((6.0, 6.0))  # three events, counted double
 
 
 def test_a_gpu_is_waited_for_and_a_cpu_is_not(planning, monkeypatch):
