@@ -165,7 +165,7 @@ def mutated_hdf5(rng: random.Random, data: bytes) -> bytes:
             elif kind == 4:
                 del file[name]
             elif kind == 5:
-                file.move(name, rng.choice(('x', 'episode_7', name + 'x')) + rng.choice(('', str(rng.random()))))
+                file.move(name, rng.choice(('x', 'episode_', name)) + str(rng.random()))
             elif kind == 6 and not group:
                 del file[name]
                 file.create_group(name)
