@@ -37,6 +37,7 @@ class OriginalPlanner:
     scale: float = 0.1
     stop: int = 2
     guide_steps: int = 2
+    device: torch.device = torch.device('cpu')
 
     def __post_init__(self) -> None:
         betas = cosine_betas(self.levels)
@@ -44,7 +45,7 @@ class OriginalPlanner:
         before = np.append(1.0, alpha_bar[:-1])
 
         def table(values: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(values).float()
+            return torch.from_numpy(values).float().to(self.device)
 
         self._signal, self._noise = table(1.0 / np.sqrt(alpha_bar)), table(np.sqrt(1.0 / alpha_bar - 1.0))
         variance = betas * (1.0 - before) / (1.0 - alpha_bar)
@@ -61,7 +62,7 @@ class OriginalPlanner:
         """
         x = self._conditioned(start.clone(), conditions, actions)
         for i in list(reversed(range(self.levels)))[:count]:
-            level = torch.full((len(x),), i, dtype=torch.long)
+            level = torch.full((len(x),), i, dtype=torch.long, device=self.device)
             if self.value is not None:
                 x = self._guided(x, level, conditions, actions)
             with torch.no_grad():

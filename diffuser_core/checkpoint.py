@@ -7,10 +7,11 @@ read without unpickling, and needs neither the data set nor a simulator nor a GP
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from diffuser_core.config import ConfigError, from_mapping, to_mapping
+from diffuser_core.config import ConfigError, from_mapping, parse_yaml, to_mapping
 from diffuser_core.diffusion import PREDICTIONS
+from diffuser_core.messages import one_line, shown
 from diffuser_core.normalize import Normalizer
 from diffuser_core.trajectory import Channels
 from diffuser_core.unet import TemporalUNet, UNetConfig
@@ -30,6 +32,7 @@ __all__ = ['Checkpoint', 'CheckpointError', 'DiffusionConfig']
 
 FORMAT = 2
 WEIGHTS, DESCRIPTION = 'model.safetensors', 'config.yaml'
+MOST_LEVELS = MOST_STEPS = 100_000
 
 
 class CheckpointError(ValueError):
@@ -46,8 +49,8 @@ class DiffusionConfig:
     clip: bool = True
 
     def __post_init__(self) -> None:
-        if self.levels < 1:
-            raise ValueError(f'diffusion.levels must be at least 1, got {self.levels}')
+        if not 1 <= self.levels <= MOST_LEVELS:
+            raise ValueError(f'diffusion.levels must be at least 1 and at most {MOST_LEVELS}, got {self.levels}')
         if self.prediction not in PREDICTIONS:
             raise ValueError(f'diffusion.prediction must be one of {", ".join(PREDICTIONS)}, got {self.prediction!r}')
 
@@ -74,13 +77,17 @@ class Checkpoint:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def network(self) -> TemporalUNet:
-        """The denoiser with these weights, on the CPU, ready for inference."""
-        network = TemporalUNet(len(self.channels), self.model, self.channels.things(self.model.pointers))
+        """The denoiser with these weights, on the CPU, ready for inference; CheckpointError if they do not fit it."""
+        def made() -> TemporalUNet:
+            return TemporalUNet(len(self.channels), self.model, self.channels.things(self.model.pointers))
+
         try:
+            with torch.device('meta'):  # without memory: a description may ask for any size
+                made().load_state_dict(dict(self.weights), assign=True)
+            network = made()
             network.load_state_dict(dict(self.weights))
-        except RuntimeError as error:
-            raise CheckpointError(f'{WEIGHTS} does not fit the network described in {DESCRIPTION}: '
-                                  f'{" ".join(str(error).split())[:300]}') from error
+        except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+            raise CheckpointError(f'{WEIGHTS} does not fit the network described in {DESCRIPTION}: {one_line(error)}') from error
         return network.eval().requires_grad_(False)
 
     def describe(self) -> str:
@@ -138,40 +145,60 @@ class Checkpoint:
         if hashlib.sha256(data).hexdigest() != described['weights_sha256']:
             raise CheckpointError(f'{folder / WEIGHTS} is damaged: its contents do not match weights_sha256 in {DESCRIPTION}')
         where = str(folder / DESCRIPTION)
+        weights = _weights(data, folder / WEIGHTS)
         try:
-            weights = load(data)
-            channels = Channels(tuple(str(c['name']) for c in described['channels']),
-                                tuple(str(c['unit']) for c in described['channels']), int(described['actions']))
+            channels = Channels(_words(c['name'] for c in described['channels']),
+                                _words(c['unit'] for c in described['channels']), int(described['actions']))
+            for key in ('offset', 'scale'):
+                found = described['normalizer'][key]
+                if not isinstance(found, list) or len(found) != len(channels) or not {*map(type, found)} <= {int, float}:
+                    raise ValueError(f'normalizer.{key} must be {len(channels)} numbers, one a channel, got {shown(found)}')
             normalizer = Normalizer.from_dict(described['normalizer'])
-            if len(normalizer.offset) != len(channels):
-                raise ValueError(f'normalizer has {len(normalizer.offset)} entries for {len(channels)} channels')
-            goal = tuple(str(n) for n in described['goal'])
+            goal = _words(described['goal'])
             channels.indices(goal)
             checkpoint = cls(
                 weights, from_mapping(UNetConfig, described['model'], f'{where}: model'),
                 from_mapping(DiffusionConfig, described['diffusion'], f'{where}: diffusion'), normalizer, channels,
                 int(described['horizon']), float(described['step_dt']), goal,
                 described['provenance'])
-        except SafetensorError as error:
-            raise CheckpointError(f'{folder / WEIGHTS} is not a safetensors file: {error}') from error
         except ConfigError as error:
             raise CheckpointError(str(error)) from error
-        except (ValueError, TypeError, KeyError, RuntimeError) as error:
-            raise CheckpointError(f'{where}: {error.args[0] if error.args else error}') from error
-        if checkpoint.horizon < 2 or not checkpoint.step_dt > 0:
-            raise CheckpointError(f'{where}: horizon must be at least 2 and step_dt positive, got {checkpoint.horizon} and '
-                                  f'{checkpoint.step_dt}')
+        except (ValueError, TypeError, KeyError, OverflowError, RuntimeError) as error:
+            raise CheckpointError(f'{where}: {one_line(error.args[0] if error.args else error)}') from error
+        if not 2 <= checkpoint.horizon <= MOST_STEPS or not 0.0 < checkpoint.step_dt < math.inf:
+            raise CheckpointError(f'{where}: horizon must be 2 to {MOST_STEPS} and step_dt positive, got {checkpoint.horizon} '
+                                  f'and {checkpoint.step_dt}')
         return checkpoint
+
+
+def _words(values: Iterable[object]) -> tuple[str, ...]:
+    words = []
+    for value in values:
+        if not isinstance(value, str):
+            raise TypeError(f'names of channels and units are words, got {shown(value)}')
+        words.append(value)
+    return tuple(words)
+
+
+def _weights(data: bytes, path: Path) -> dict[str, torch.Tensor]:
+    try:
+        weights = load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f'{path} is not a safetensors file: {one_line(error)}') from error
+    for name, numbers in weights.items():
+        if not numbers.is_floating_point() or not bool(torch.isfinite(numbers).all()):
+            raise CheckpointError(f'{path} is damaged: {shown(name)} holds something else than finite numbers')
+    return weights
 
 
 def _description(path: Path) -> dict[str, Any]:
     try:
-        described = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        described = parse_yaml(path.read_text(encoding='utf-8'))
+    except (ConfigError, UnicodeDecodeError) as error:
         raise CheckpointError(f'{path} is damaged: not valid YAML') from error
     if not isinstance(described, dict) or described.get('format') != FORMAT:
         found = described.get('format') if isinstance(described, dict) else None
-        raise CheckpointError(f'{path}: format must be {FORMAT}, got {found!r}')
+        raise CheckpointError(f'{path}: format must be {FORMAT}, got {shown(found)}')
     needed = ('weights_sha256', 'channels', 'actions', 'goal', 'horizon', 'step_dt', 'model', 'diffusion',
               'normalizer', 'provenance')
     missing = [key for key in needed if key not in described]
@@ -180,5 +207,5 @@ def _description(path: Path) -> dict[str, Any]:
     for key, kind in (('channels', list), ('goal', list), ('model', dict),
                       ('diffusion', dict), ('normalizer', dict), ('provenance', dict)):
         if not isinstance(described[key], kind):
-            raise CheckpointError(f'{path}: {key} must be a {kind.__name__}, got {described[key]!r}')
+            raise CheckpointError(f'{path}: {key} must be a {kind.__name__}, got {shown(described[key])}')
     return described

@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 
 import yaml
 
-__all__ = ['ConfigError', 'from_mapping', 'load_config', 'to_mapping']
+from diffuser_core.messages import one_line, shown
+
+__all__ = ['ConfigError', 'from_mapping', 'load_config', 'parse_yaml', 'to_mapping']
 
 T = TypeVar('T')
 
@@ -20,27 +22,54 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the file, the key and what is allowed."""
 
 
+class _Loader(yaml.SafeLoader):
+    """Without whole numbers of thousands of digits, which Python reads in base 16 but does not print."""
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        number = super().construct_yaml_int(node)
+        if number.bit_length() > 128:
+            raise yaml.constructor.ConstructorError(None, None, 'a whole number has more than 128 bits', node.start_mark)
+        return number
+
+
+_Loader.add_constructor('tag:yaml.org,2002:int', _Loader.construct_yaml_int)
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain values of YAML text; ConfigError, saying why, if it is none."""
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise ConfigError('it is nested too deeply') from error
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
+        # PyYAML lets through whatever Python says to '!!int x' or to the date 2001-13-45
+        raise ConfigError(one_line(error)) from error
+
+
 def load_config(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     """Read `path` into the dataclass `kind`; `overrides` are 'key.subkey=value' with YAML values."""
     try:
-        fields = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+        fields = parse_yaml(Path(path).read_text(encoding='utf-8'))
     except OSError as error:
         raise ConfigError(f'cannot read the configuration {path}: {error.strerror}') from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f'{path} is not valid YAML: {" ".join(str(error).split())}') from error
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise ConfigError(f'{path} is not valid YAML: {one_line(error)}') from error
     if not isinstance(fields, dict):
         raise ConfigError(f'{path} must hold keys and values, not {type(fields).__name__}')
     for override in overrides:
         key, separator, value = override.partition('=')
         if not separator:
-            raise ConfigError(f'an override is written key=value, got {override!r}')
+            raise ConfigError(f'an override is written key=value, got {shown(override)}')
         node: Any = fields
         *above, last = key.split('.')
         for name in above:
             node = node.setdefault(name, {})
             if not isinstance(node, dict):
-                raise ConfigError(f'the override {override!r} goes below {name!r}, which is a value')
-        node[last] = yaml.safe_load(value)
+                raise ConfigError(f'the override {shown(override)} goes below {shown(name)}, which is a value')
+        try:
+            node[last] = parse_yaml(value)
+        except ConfigError as error:
+            raise ConfigError(f'the override {shown(override)} is not valid YAML: {error}') from error
     return from_mapping(kind, fields, str(path))
 
 
@@ -50,7 +79,7 @@ def from_mapping(kind: type[T], fields: Mapping[str, Any], where: str) -> T:
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in fields:
         if key not in known:
-            raise ConfigError(f'{where}: unknown key {key!r}; allowed here: {", ".join(known)}')
+            raise ConfigError(f'{where}: unknown key {shown(key)}; allowed here: {", ".join(known)}')
     for name, field in known.items():
         needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if needed and name not in fields:
@@ -61,7 +90,7 @@ def from_mapping(kind: type[T], fields: Mapping[str, Any], where: str) -> T:
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f'{where}: {error}') from error
+        raise ConfigError(f'{where}: {one_line(error)}') from error
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -80,7 +109,7 @@ def _plain(value: Any) -> Any:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
-            raise ConfigError(f'{where} must hold keys and values, got {value!r}')
+            raise ConfigError(f'{where} must hold keys and values, got {shown(value)}')
         return from_mapping(hint, value, where)  # type: ignore[arg-type]
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -90,14 +119,17 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _convert(inner, value, where)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f'{where} must be a list, got {value!r}')
+            raise ConfigError(f'{where} must be a list, got {shown(value)}')
         return tuple(_convert(arguments[0], v, f'{where}[{n}]') for n, v in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
-            raise ConfigError(f'{where} must hold keys and values, got {value!r}')
-        return {_convert(arguments[0], k, where): _convert(arguments[1], v, f'{where}.{k}') for k, v in value.items()}
+            raise ConfigError(f'{where} must hold keys and values, got {shown(value)}')
+        return {_convert(arguments[0], k, where): _convert(arguments[1], v, f'{where}.{one_line(k)}') for k, v in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ConfigError(f'{where} is too large: {shown(value)}') from error
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f'{where} must be of type {hint.__name__}, got {value!r}')
+        raise ConfigError(f'{where} must be of type {hint.__name__}, got {shown(value)}')
     return value

@@ -27,6 +27,8 @@ __all__ = ['NORMS', 'TemporalUNet', 'UNetConfig']
 KERNEL = 5
 GROUPS = 8
 NORMS = ('window', 'step')
+MOST_LEVELS = 16
+"""Of the network: time is halved from each to the next."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class UNetConfig:
     def __post_init__(self) -> None:
         if self.width < GROUPS or self.width % GROUPS:
             raise ValueError(f'model.width must be a positive multiple of {GROUPS}, got {self.width}')
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError(f'model.multipliers must be positive whole numbers, got {self.multipliers}')
+        if not 1 <= len(self.multipliers) <= MOST_LEVELS or min(self.multipliers) < 1:
+            raise ValueError(f'model.multipliers must be 1 to {MOST_LEVELS} positive whole numbers, got {self.multipliers}')
         if self.context < 0:
             raise ValueError(f'model.context must not be negative, got {self.context}')
         if self.pointers and not self.context:

@@ -11,11 +11,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffuser_core.envs.stacking import CHANNELS, TICK, UNITS
+from diffuser_core.data.hdf5 import check_sizes, numbers
+from diffuser_core.envs.stacking import BLOCKS, CHANNELS, GROUND, TICK, UNITS
+from diffuser_core.messages import one_line
 
 DATASET_ID = "diffuser/kuka-stack/expert-v0"
 INFOS = ("demonstration", "segment", "upper", "lower")
@@ -64,11 +67,13 @@ def load_segments(path: str | Path) -> SegmentData:
     rows = 0
     try:
         with h5py.File(file_path, "r") as file:
+            check_sizes(file, file_path)
             for number in range(len(file)):
                 episode = file[f"episode_{number}"]
-                ends = np.asarray(episode["truncations"], dtype=bool)
-                infos = {name: np.asarray(episode["infos"][name]) for name in INFOS}
-                values = np.asarray(episode["observations"], dtype=np.float32)
+                ends = numbers(episode, "truncations").astype(bool)
+                infos = {name: numbers(episode["infos"], name) for name in INFOS}
+                with np.errstate(over="ignore"):  # becomes infinite, which is refused below
+                    values = numbers(episode, "observations").astype(np.float32)
                 _check_episode(values, ends, infos)
                 starts, stops = _segment_bounds(ends, infos)
                 observations.append(values[: len(ends)])
@@ -78,8 +83,8 @@ def load_segments(path: str | Path) -> SegmentData:
                 rows += len(ends)
         if not observations:
             raise ValueError("it holds no episodes")
-    except (OSError, KeyError, ValueError) as error:
-        reason = str(error).strip("'\"")
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError) as error:  # HDF5's too
+        reason = one_line(error).strip("'\"")
         raise ValueError(f"the demonstrations in {file_path} are damaged or of another kind: {reason}") from error
     arrays = (
         np.concatenate(observations),
@@ -104,8 +109,11 @@ def find_data_file(path: str | Path) -> Path:
 
 
 def _check_episode(
-    values: NDArray[np.float32], ends: NDArray[np.bool_], infos: dict[str, NDArray[np.int64]]
+    values: NDArray[np.float32], ends: NDArray[np.bool_], infos: dict[str, NDArray[Any]]
 ) -> None:
+    for name, info in {"truncations": ends, **infos}.items():
+        if info.ndim != 1 or info.dtype.kind not in "iub":
+            raise ValueError(f"{name} must be one whole number a row, got {info.dtype} of shape {info.shape}")
     ticks = len(ends)
     if values.ndim != 2 or values.shape[1] != len(CHANNELS):
         raise ValueError(f"observations have shape {values.shape}, expected {len(CHANNELS)} columns")
@@ -115,10 +123,13 @@ def _check_episode(
         raise ValueError("its last demonstration is cut off")
     if not np.isfinite(values).all():
         raise ValueError("an observation is not finite")
+    blocks = len(BLOCKS)
+    if not (np.isin(infos["upper"], range(blocks)).all() and np.isin(infos["lower"], range(GROUND, blocks)).all()):
+        raise ValueError("a segment is about a block that there is not")
 
 
 def _segment_bounds(
-    ends: NDArray[np.bool_], infos: dict[str, NDArray[np.int64]]
+    ends: NDArray[np.bool_], infos: dict[str, NDArray[Any]]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """First row and end row (excluded) of every segment of an episode."""
     ticks = len(ends)

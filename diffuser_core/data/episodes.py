@@ -18,6 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffuser_core.data.hdf5 import check_sizes
+from diffuser_core.messages import one_line
+
 __all__ = ['MINARI_PREFIX', 'EpisodeData', 'datasets_path', 'load_episodes', 'segments_of']
 
 Episode = tuple[NDArray[Any], NDArray[Any], NDArray[np.int64] | None]
@@ -56,13 +59,11 @@ def load_episodes(path: str | Path, *, whole: bool = False) -> EpisodeData:
 
     FileNotFoundError if there is none; ValueError, naming the data set, if it is damaged or of a kind that cannot be used.
     """
-    import minari
-
     text = str(path)
     if text.startswith(MINARI_PREFIX):
         name = text.removeprefix(MINARI_PREFIX)
         try:
-            return _read(minari.load_dataset(name), name, whole)
+            return _read(name, name, whole)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f'the Minari data set {name} is not installed; "minari download {name}" fetches it') from error
@@ -73,35 +74,70 @@ def load_episodes(path: str | Path, *, whole: bool = False) -> EpisodeData:
     name = str(found[0].relative_to(folder))
     with datasets_path(folder):
         try:
-            return _read(minari.load_dataset(name), str(found[0]), whole)
-        except (OSError, KeyError) as error:
-            raise ValueError(f'the data set {found[0]} is damaged: {error}') from error
+            return _read(name, str(found[0]), whole)
+        except FileNotFoundError as error:
+            raise ValueError(f'the data set {found[0]} is damaged: {one_line(error)}') from error
 
 
-def _read(dataset: Any, where: str, whole: bool) -> EpisodeData:
+def _read(name: str, where: str, whole: bool) -> EpisodeData:
+    import h5py
+    import minari
+
+    with _reading(where):
+        dataset = minari.load_dataset(name)
+        for path in sorted(Path(dataset.storage.data_path).glob('*.hdf5')):
+            with h5py.File(path, 'r') as file:
+                check_sizes(file, path)
+        actions_dim = int(np.prod(dataset.action_space.shape))
+
     def episodes() -> Iterator[Episode]:
-        for episode in dataset.iterate_episodes():
-            journeys = None if whole else (episode.infos or {}).get('journey')
-            yield _flat(episode.observations, where), np.asarray(episode.actions), journeys
+        source = dataset.iterate_episodes()
+        while True:
+            with _reading(where):
+                episode = next(source, None)
+                if episode is None:
+                    return
+                journeys = None if whole else (episode.infos or {}).get('journey')
+            yield (_flat(episode.observations, where), np.asarray(episode.actions),
+                   None if journeys is None else np.asarray(journeys))
 
     rows, bounds, fingerprint = segments_of(episodes(), where)
-    actions_dim = int(np.prod(dataset.action_space.shape))
     channels, units, tick_dt = _describe(dataset, actions_dim, rows.shape[1] - actions_dim, where)
     return EpisodeData(rows, bounds, channels, units, actions_dim, tick_dt, fingerprint)
+
+
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """What Minari, which checks little, raises over damaged files, as a ValueError that names the data set."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f'the data set {where} is damaged: {one_line(error) or type(error).__name__}') from error
 
 
 def segments_of(episodes: Iterable[Episode], where: str) -> tuple[NDArray[np.float32], NDArray[np.int64], str]:
     """Rows, bounds and fingerprint, as in `EpisodeData`, of episodes: observations (steps + 1, n), actions (steps, m), and the
     journeys' numbers (steps or more,) or None. ValueError, naming the data set `where`, if something is wrong with one."""
-    parts, lengths = [], []
+    parts: list[NDArray[np.float32]] = []
+    lengths = []
     for number, (observations, actions, journeys) in enumerate(episodes):
-        if actions.ndim != 2 or len(observations) != len(actions) + 1:
+        if actions.ndim != 2 or not len(actions) or len(observations) != len(actions) + 1:
             raise ValueError(f'the data set {where} cannot be used: in episode {number}, observations {observations.shape} '
                              f'and actions {actions.shape} do not go together')
-        rows = np.concatenate([np.concatenate([actions, actions[-1:]]), observations], axis=1).astype(np.float32)
+        if actions.dtype.kind not in 'fiu':
+            raise ValueError(f'the data set {where} cannot be used: in episode {number}, actions are not numbers')
+        with np.errstate(over='ignore'):  # becomes infinite, which is refused below
+            rows = np.concatenate([np.concatenate([actions, actions[-1:]]), observations], axis=1).astype(np.float32)
+        if parts and rows.shape[1] != parts[0].shape[1]:
+            raise ValueError(f'the data set {where} cannot be used: episode {number} has {rows.shape[1]} columns, others have '
+                             f'{parts[0].shape[1]}')
+        if journeys is not None and (journeys.ndim != 1 or journeys.dtype.kind not in 'iu' or len(journeys) < len(actions)):
+            raise ValueError(f'the data set {where} cannot be used: in episode {number}, journeys are not a whole number a step')
         if not np.isfinite(rows).all():
             raise ValueError(f'the data set {where} cannot be used: episode {number} holds numbers that are not finite')
-        numbers = np.zeros(len(actions), dtype=np.int64) if journeys is None else np.asarray(journeys)[:len(actions)]
+        numbers = np.zeros(len(actions), dtype=np.int64) if journeys is None else journeys[:len(actions)]
         for first, end in _runs(numbers):
             if end - first >= 2:
                 parts.append(rows[first:end + 1])
@@ -124,7 +160,7 @@ def _flat(observations: Any, where: str) -> NDArray[Any]:
                              "none is called 'observation'")
         observations = observations['observation']
     observations = np.asarray(observations)
-    if observations.dtype.kind not in 'fiu':
+    if observations.dtype.kind not in 'fiu' or observations.ndim == 0 or not observations.size:
         raise ValueError(f'the data set {where} cannot be used: its observations are not arrays of numbers')
     return observations.reshape(len(observations), -1)
 
@@ -142,8 +178,8 @@ def _describe(dataset: Any, actions: int, observations: int, where: str) -> tupl
     try:
         env = dataset.recover_environment()
     except Exception as error:  # whatever an environment's package raises when it is not installed
-        raise ValueError(
-            f'the environment of the data set {where}, which says how long a step is, cannot be made: {error}') from error
+        raise ValueError(f'the environment of the data set {where}, which says how long a step is, cannot be made: '
+                         f'{one_line(error)}') from error
     try:
         robot = env.unwrapped
         tick_dt = getattr(robot, 'dt', None)

@@ -11,11 +11,12 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import yaml
 from gymnasium import spaces
 from numpy.typing import NDArray
 
 import diffuser_core.envs  # noqa: F401  (registers the ids that begin with 'diffuser/')
+from diffuser_core.config import ConfigError, parse_yaml
+from diffuser_core.messages import shown
 
 __all__ = ['EnvError', 'GymRobot', 'Joint', 'Recording', 'StaticBox', 'parse_kwargs']
 
@@ -76,11 +77,11 @@ class Recording:
 def parse_kwargs(text: str) -> dict[str, Any]:
     """Arguments of an environment from YAML or JSON, empty for none; EnvError if the text is not a mapping from names."""
     try:
-        given = yaml.safe_load(text) if text.strip() else {}
-    except yaml.YAMLError as error:
-        raise EnvError(f'kwargs is not YAML: {" ".join(str(error).split())}') from None
+        given = parse_yaml(text) if text.strip() else {}
+    except ConfigError as error:
+        raise EnvError(f'kwargs is not YAML: {error}') from None
     if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
-        raise EnvError(f"kwargs must be a mapping such as '{{max_episode_steps: 300}}', not {text!r}")
+        raise EnvError(f"kwargs must be a mapping such as '{{max_episode_steps: 300}}', not {shown(text)}")
     return given
 
 
