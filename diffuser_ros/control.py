@@ -181,7 +181,7 @@ class Control:
             if state is self._acted_on:
                 return None
             outcome = self._acted(state)
-        held = state is not None and self.goal_id and outcome.decision is None and self._hold(state)
+        held = state is not None and self.goal_id and outcome.decision is None and self._hold(state, outcome)
         self._count(outcome, began, late)
         if self.recorder is not None and self.goal_id and state is not None:
             self._record(self.recorder, outcome, state, bool(held))
@@ -354,12 +354,17 @@ class Control:
             self._time_shift = self._resume_at - now
         return now + self._time_shift
 
-    def _hold(self, state: Moment) -> bool:
-        """Stop the robot where it is told to be at this moment; False if it was not told anything."""
+    def _hold(self, state: Moment, outcome: Outcome | None = None) -> bool:
+        """Stop the robot where it is told to be at this moment; one that was not told anything yet stays where the tick saw it,
+        or is told nothing (False)."""
         commander = self._robot.commander
         last = commander.last
         if last is None:
-            return False
+            if outcome is None or outcome.observation is None or outcome.reason == PlannerStats.IMPLAUSIBLE_STATE:
+                return False
+            rest = self._robot.resting(outcome.observation).decide(outcome.observation, outcome.now)
+            self._robot.send(rest, outcome.observation, outcome.now, state.stamp)
+            return True
         if self._resume_at is None:
             self._resume_at = self._planned_at + self._period * commander.steps_followed(last)
         commander.hold(last, state.stamp, self._resume_at)

@@ -16,13 +16,17 @@ __all__ = ['run_bridge', 'start_ros']
 
 def start_ros(name: str, args: list[str] | None) -> bool:
     """Start ROS for the node `name`, which then ends in order on SIGINT; False, after one sentence, for arguments it refuses."""
-    # rclpy's own handler, installed next, closes ROS on SIGINT; a KeyboardInterrupt could strike inside its C++ code.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # An interrupt waits until rclpy's own handler is there, which closes ROS, and calls ours; Python's would raise a
+    # KeyboardInterrupt, which could strike inside rclpy's C++ code.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGINT, lambda *_: None)
     try:
         rclpy.init(args=args)
     except RuntimeError as error:
         print(f'{name}: the ROS arguments cannot be used: {str(error).splitlines()[0]}', file=sys.stderr)
         return False
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     return True
 
 

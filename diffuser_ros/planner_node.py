@@ -43,6 +43,7 @@ from diffuser_ros.control import Control, Outcome
 from diffuser_ros.conversions import StateError
 from diffuser_ros.diagnostics import REASONS, diagnostic_array
 from diffuser_ros.inference import Inference, PlanningError, Session
+from diffuser_ros.lifetime import start_ros
 from diffuser_ros.parameters import PlannerParameters, StartError, declare_parameters
 from diffuser_ros.places import Starting, inference_of, start, with_checkpoint
 from diffuser_ros.plan_display import PlanDisplay
@@ -453,11 +454,7 @@ def _arrival(info: Mapping[str, Any]) -> float:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is interrupted; the exit code is 1, after one sentence in the log, if it cannot start."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rclpy's own handler still closes ROS, in order
-    try:
-        rclpy.init(args=args)
-    except RuntimeError as error:
-        get_logger(NAME).fatal(f'the ROS arguments cannot be used: {str(error).splitlines()[0]}')
+    if not start_ros(NAME, args):
         return 1
     node = None
     try:

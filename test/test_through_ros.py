@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from checkpoints import untrained_stacking
 
 from diffuser_core.envs.stacking import format_relation
 from diffuser_core.envs.stacking_tasks import draw_task
@@ -17,11 +16,10 @@ from diffuser_core.evaluate import through_ros
 from diffuser_core.evaluate.stacking import Suite, evaluate
 
 
-@pytest.fixture(scope='module')
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('checkpoint') / 'untrained'
-    untrained_stacking().save(folder)
-    return folder
+@pytest.fixture
+def checkpoint():
+    """The shipped one: commands of an untrained network begin too far from where the arm is to be sent."""
+    return Path(__file__).parents[1] / 'config/checkpoints/kuka_stack'
 
 
 @pytest.fixture
@@ -65,7 +63,7 @@ def test_a_suite_through_ros_gathers_the_records_of_its_launches(checkpoint, tmp
     for record, seed in zip(records, (1, 2), strict=True):
         task = draw_task('rearrangement', seed)
         assert record['seed'] == seed and record['goal'] == [format_relation(pair) for pair in task.goal.relations]
-        assert record['start_relations'] and record['replans'] > 300 and 0.0 < record['latency_ms']['p50']
+        assert record['start_relations'] and record['replans'] > 50 and 0.0 < record['latency_ms']['p50']
     assert [launch.returncode for launch in launches] == [0]
     assert evaluate(suite, tmp_path, 'test')['rows'] == summary['rows'] and len(launches) == 1
     with pytest.raises(ValueError, match='results of other settings'):
