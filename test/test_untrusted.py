@@ -1,6 +1,7 @@
 """Files from elsewhere, built to do harm: each is refused in one readable line that names the file, before it costs memory."""
 
 import hashlib
+import json
 import shutil
 
 import h5py
@@ -244,6 +245,30 @@ def test_episodes_that_cannot_be(mazes, tmp_path, damage, message):
         damage(file)
     told = refused(ValueError, lambda: load_episodes(folder))
     assert message in told and str(folder) in told
+
+
+@pytest.mark.parametrize('change', [
+    lambda spec, made: spec.update(entry_point='os:mkdir', kwargs={'path': str(made)}),
+    lambda spec, made: spec.update(id='made/up-v0', entry_point='os:mkdir', kwargs={'path': str(made)}),
+    lambda spec, made: spec.update(additional_wrappers=[
+        {'name': 'x', 'entry_point': 'shutil:rmtree', 'kwargs': {'ignore_errors': True}}]),
+    lambda spec, made: spec.update(entry_point=['os:mkdir']),
+])
+@pytest.mark.parametrize('spaces', [True, False])
+def test_a_data_set_cannot_name_a_function_to_call(mazes, tmp_path, change, spaces):
+    """Minari makes the environment for the time step, and earlier, for the spaces where the metadata lack them."""
+    folder, made = tmp_path / 'copy', tmp_path / 'made'
+    shutil.copytree(mazes, folder)
+    path = next(folder.glob('**/metadata.json'))
+    metadata = json.loads(path.read_text())
+    spec = json.loads(metadata['env_spec'])
+    change(spec, made)
+    metadata['env_spec'] = json.dumps(spec)
+    if not spaces:
+        del metadata['observation_space'], metadata['action_space']
+    path.write_text(json.dumps(metadata))
+    assert 'env_spec has the entry point' in refused(ValueError, lambda: load_episodes(folder))
+    assert not made.exists()
 
 
 @pytest.mark.parametrize('text', ['', '{}', '[]', '{"total_episodes": "x"}', '{' * 5000, '\x00'])
