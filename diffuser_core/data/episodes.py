@@ -133,7 +133,7 @@ def segments_of(episodes: Iterable[Episode], where: str) -> tuple[NDArray[np.flo
                              f'and actions {actions.shape} do not go together')
         if actions.dtype.kind not in 'fiu':
             raise ValueError(f'the data set {where} cannot be used: in episode {number}, actions are not numbers')
-        with np.errstate(over='ignore'):  # becomes infinite, which is refused below
+        with np.errstate(over='ignore', invalid='ignore'):  # not finite then, which is refused below
             rows = np.concatenate([np.concatenate([actions, actions[-1:]]), observations], axis=1).astype(np.float32)
         if parts and rows.shape[1] != parts[0].shape[1]:
             raise ValueError(f'the data set {where} cannot be used: episode {number} has {rows.shape[1]} columns, others have '
