@@ -149,7 +149,7 @@ def _keep(target: Target, seed: int, number: int, seeds: Sequence[bytes], why: s
         (out / f'{name}.bin').write_bytes(target.input(seed, number, seeds))
         (out / f'{name}.txt').write_text(f'{target.name}, seed {seed}, input {number}: {why}\n\n{told[-20000:]}',
                                          encoding='utf-8', errors='backslashreplace')
-        tqdm.write(f'{target.name}, input {number}: {why}')
+        tqdm.write(f'{target.name}, input {number}: {why}', file=sys.stderr)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Changes to valid inputs: of bytes, of YAML and JSON text, of safetensors and of HDF5, each by what its format is made of."""
+"""Changes to valid inputs: bytes, YAML and JSON text, safetensors, HDF5 and run logs, each by what its format is made of."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 
 import h5py
 import numpy as np
+from mcap.reader import make_reader
+from mcap.writer import CompressionType, Writer
 
-__all__ = ['Mutation', 'mutated_bytes', 'mutated_hdf5', 'mutated_safetensors', 'mutated_text', 'spliced']
+__all__ = ['Mutation', 'mutated_bytes', 'mutated_hdf5', 'mutated_log', 'mutated_safetensors', 'mutated_text', 'spliced']
 
 Mutation = Callable[[random.Random, bytes], bytes]
 
@@ -181,6 +183,27 @@ def mutated_hdf5(rng: random.Random, data: bytes) -> bytes:
             else:
                 found.attrs[rng.choice((*found.attrs, 'id', 'x'))] = rng.choice((-1, 1 << 62, 'x', np.nan, np.zeros(3), b'\xff'))
     return image.getvalue()
+
+
+def mutated_log(rng: random.Random, data: bytes) -> bytes:
+    """A run log with damaged bytes, which its checksums find; or, one time in two, a sound file that holds a damaged message."""
+    if rng.random() < 0.5:
+        return mutated_bytes(rng, data)
+    messages = [(schema, channel, message.data) for schema, channel, message in make_reader(io.BytesIO(data)).iter_messages()]
+    damaged = rng.randrange(len(messages))
+    stream = io.BytesIO()
+    writer = Writer(stream, compression=rng.choice((CompressionType.NONE, CompressionType.ZSTD)))
+    writer.start(profile='ros2')
+    channels: dict[int, int] = {}
+    for number, (schema, channel, payload) in enumerate(messages):
+        if channel.id not in channels:
+            kind = writer.register_schema(schema.name, schema.encoding, schema.data)
+            channels[channel.id] = writer.register_channel(channel.topic, channel.message_encoding, kind)
+        if number == damaged:
+            payload = mutated_bytes(rng, payload)
+        writer.add_message(channels[channel.id], number, payload, number)
+    writer.finish()
+    return stream.getvalue()
 
 
 def _replace(rng: random.Random, file: h5py.File, name: str, array: np.ndarray) -> None:

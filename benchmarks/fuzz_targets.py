@@ -19,7 +19,8 @@ import minari
 import numpy as np
 import torch
 import yaml
-from fuzz_mutations import Mutation, mutated_hdf5, mutated_safetensors, mutated_text, spliced
+from diffuser_msgs.msg import PlannerStats
+from fuzz_mutations import Mutation, mutated_hdf5, mutated_log, mutated_safetensors, mutated_text, spliced
 from minari.data_collector import EpisodeBuffer
 
 from diffuser_core.checkpoint import DESCRIPTION, WEIGHTS, Checkpoint, CheckpointError, DiffusionConfig
@@ -30,9 +31,12 @@ from diffuser_core.envs import MAZE_IDS
 from diffuser_core.envs.stacking import CHANNELS as STACKING
 from diffuser_core.normalize import Normalizer
 from diffuser_core.train.config import TrainConfig
-from diffuser_core.trajectory import Channels
+from diffuser_core.trajectory import Channels, Plan
 from diffuser_core.unet import TemporalUNet, UNetConfig
 from diffuser_ros.bridges.gym_robot import EnvError, parse_kwargs
+from diffuser_ros.run_log import RunLog, RunLogError
+from diffuser_ros.run_reader import parse_run
+from diffuser_ros.run_setup import Setup
 
 __all__ = ['TARGETS', 'Target']
 
@@ -198,11 +202,36 @@ def _read_kwargs(data: bytes, folder: Path) -> None:
     parse_kwargs(data.decode('utf-8', 'replace'))
 
 
+def _logs(folder: Path) -> list[bytes]:
+    """A short run: a goal, plans, ticks, a hold."""
+    folder = folder / 'checkpoint'
+    folder.mkdir()
+    (folder / 'config.yaml').write_bytes(b'{}')
+    path = folder / 'run.mcap'
+    log = RunLog(path, on_end=print)
+    log.start(Setup({'seed': 0}, folder, 'traced', 0, 'gym', ('force.x', 'force.y')))
+    state = {'x': 1.0, 'y': 1.0}
+    log.goal({'task': 'state', 'channels': ['x', 'y'], 'values': [1.0, 2.0], 'relations': []}, state)
+    for n in range(3):
+        plan = Plan(np.zeros((4, 2)), Channels(('x', 'y'), ('m', 'm')), 0.1 * n, 0.1, {})
+        motion = log.replan(state, 0.1 * n, plan, pace=[True], began=0.0)
+        log.tick(state, 0.1 * n, motion if n else 0, [0.1, 0.2], 0, 'on the way', adopted=motion)
+        log.stats(PlannerStats(tick=n))
+    log.clear()
+    log.close()
+    return [path.read_bytes()]
+
+
+def _read_log(data: bytes, folder: Path) -> None:
+    parse_run(data)
+
+
 TARGETS = (
     Target('checkpoint weights', 0.15, _weights, mutated_safetensors, _read_weights, CheckpointError),
     Target('checkpoint description', 0.25, _descriptions, mutated_text, _read_description, CheckpointError, DESCRIPTION),
     Target('training configuration', 0.2, _configurations, mutated_text, _read_configuration, ConfigError, 'train.yaml'),
     Target('configuration override', 0.1, _overrides, mutated_text, _read_override, ConfigError),
+    Target('run log', 0.1, _logs, mutated_log, _read_log, RunLogError),
     Target('environment arguments', 0.1, _kwargs, mutated_text, _read_kwargs, EnvError),
     Target('demonstrations', 0.12, _demonstrations, mutated_hdf5, _read_demonstrations, ValueError, 'main_data.hdf5'),
     Target('episodes, arrays', 0.04, *_by_file('main_data.hdf5', mutated_hdf5), ValueError, 'fuzz-v0'),

@@ -149,6 +149,8 @@ class Checkpoint:
         try:
             channels = Channels(_words(c['name'] for c in described['channels']),
                                 _words(c['unit'] for c in described['channels']), int(described['actions']))
+            if not isinstance(kind := described['normalizer']['kind'], str):
+                raise ValueError(f'normalizer.kind must be a word, got {shown(kind)}')
             for key in ('offset', 'scale'):
                 found = described['normalizer'][key]
                 if not isinstance(found, list) or len(found) != len(channels) or not {*map(type, found)} <= {int, float}:

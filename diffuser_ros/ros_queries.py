@@ -17,6 +17,8 @@ from rclpy.client import Client
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 
+from diffuser_core.config import ConfigError, parse_yaml
+
 SERVICE_WAIT_S = 10.0  # discovery takes up to a few seconds
 TOPICS_WAIT_S = 3.0
 
@@ -41,9 +43,9 @@ def call(service: str, type_name: str, request: str) -> int:
     """
     service_type = _service_type(type_name)
     try:
-        values = yaml.safe_load(request)
-    except yaml.YAMLError as error:
-        raise QueryError(f'the request is not YAML: {" ".join(str(error).split())}') from None
+        values = parse_yaml(request)
+    except ConfigError as error:
+        raise QueryError(f'the request is not YAML: {error}') from None
     message = fill(service_type.Request, {} if values is None else values, 'request')
     with _node() as node:
         client: Client = node.create_client(service_type, service)

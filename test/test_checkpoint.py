@@ -55,7 +55,7 @@ def test_damaged_weights_are_noticed(folder):
     (lambda d: d.update(format=7), 'format must be 2, got 7'),
     (lambda d: d.pop('normalizer'), 'missing normalizer'),
     (lambda d: d['normalizer'].update(scale=[1.0, 0.0]), 'positive finite scales'),
-    (lambda d: d['normalizer'].update(scale=[1.0], offset=[1.0]), '1 entries for 2 channels'),
+    (lambda d: d['normalizer'].update(scale=[1.0], offset=[1.0]), 'normalizer.offset must be 2 numbers'),
     (lambda d: d['model'].update(depth=3), "unknown key 'depth'; allowed here: width, multipliers"),
     (lambda d: d['model'].update(width=16), 'does not fit the network'),
     (lambda d: d['diffusion'].update(prediction='score'), "must be one of x0, epsilon, v, got 'score'"),

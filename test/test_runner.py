@@ -607,6 +607,7 @@ class TestQueries:
         ('diffuser_msgs/srv/SetGoal', '{values: [a]}', "request.values must be of type sequence<double>, not ['a']"),
         ('diffuser_msgs/srv/SetGoal', 'stack', "request must be given as field: value pairs, not 'stack'"),
         ('diffuser_msgs/srv/SetGoal', '{a: [}', 'the request is not YAML: '),
+        ('diffuser_msgs/srv/SetGoal', '{values: [2001-13-45]}', 'the request is not YAML: month must be in 1..12'),
         ('diffuser_msgs/SetGoal', '{}', "a service type is written package/srv/Name, not 'diffuser_msgs/SetGoal'"),
         ('diffuser_msgs/srv/Nothing', '{}', "package 'diffuser_msgs' has no service 'Nothing'"),
         ('nothing_msgs/srv/SetGoal', '{}', "package 'nothing_msgs' has no services, or is not installed"),

@@ -72,7 +72,7 @@ def load_segments(path: str | Path) -> SegmentData:
                 episode = file[f"episode_{number}"]
                 ends = numbers(episode, "truncations").astype(bool)
                 infos = {name: numbers(episode["infos"], name) for name in INFOS}
-                with np.errstate(over="ignore"):  # becomes infinite, which is refused below
+                with np.errstate(over="ignore", invalid="ignore"):  # not finite then, which is refused below
                     values = numbers(episode, "observations").astype(np.float32)
                 _check_episode(values, ends, infos)
                 starts, stops = _segment_bounds(ends, infos)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffuser_core.data.hdf5 import check_sizes
+from diffuser_core.data.metadata import check_environment
 from diffuser_core.messages import one_line
 
 __all__ = ['MINARI_PREFIX', 'EpisodeData', 'datasets_path', 'load_episodes', 'segments_of']
@@ -82,8 +83,12 @@ def load_episodes(path: str | Path, *, whole: bool = False) -> EpisodeData:
 def _read(name: str, where: str, whole: bool) -> EpisodeData:
     import h5py
     import minari
+    from minari.storage.local import get_dataset_path
 
     with _reading(where):
+        metadata = Path(get_dataset_path(name)) / 'data' / 'metadata.json'
+        if metadata.is_file():
+            check_environment(metadata)
         dataset = minari.load_dataset(name)
         for path in sorted(Path(dataset.storage.data_path).glob('*.hdf5')):
             with h5py.File(path, 'r') as file:
@@ -128,7 +133,7 @@ def segments_of(episodes: Iterable[Episode], where: str) -> tuple[NDArray[np.flo
                              f'and actions {actions.shape} do not go together')
         if actions.dtype.kind not in 'fiu':
             raise ValueError(f'the data set {where} cannot be used: in episode {number}, actions are not numbers')
-        with np.errstate(over='ignore'):  # becomes infinite, which is refused below
+        with np.errstate(over='ignore', invalid='ignore'):  # not finite then, which is refused below
             rows = np.concatenate([np.concatenate([actions, actions[-1:]]), observations], axis=1).astype(np.float32)
         if parts and rows.shape[1] != parts[0].shape[1]:
             raise ValueError(f'the data set {where} cannot be used: episode {number} has {rows.shape[1]} columns, others have '
