@@ -88,7 +88,7 @@ class Control:
         self.statistics = Statistics()
         self.forecast = DelayForecast()
         self._ticked = time.monotonic()
-        self._monitor = StateMonitor(self._robot.max_speeds(),
+        self._monitor = StateMonitor(self._robot.max_speeds(), jump_tolerance=self._robot.state_tolerance,
                                      clock_tolerance=math.inf if self._lock_step else self._get('clock_tolerance'))
         self._acted_on: Moment | None = None
         self._resume_at: float | None = None

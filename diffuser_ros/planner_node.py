@@ -266,7 +266,8 @@ class PlannerNode(LifecycleNode):
         if outcome is None:
             return
         self._control.stats.header.stamp = self._stamp()
-        self._publishing['~/stats'].publish(self._control.stats)
+        if self._publishing['~/stats'].get_subscription_count():
+            self._publishing['~/stats'].publish(self._control.stats)
         self._reaching.ticked(self._control.stats)
         if outcome.motion is not None and outcome.decision is not None:
             self._show(outcome)

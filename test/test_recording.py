@@ -82,7 +82,7 @@ def test_a_run_with_all_that_can_happen_is_computed_again_to_the_last_bit(sessio
     drive(rig, 1, joints)
     rig.set_goal()
     joints = drive(rig, 4, joints)
-    rig.step(joints=joints + 0.9)                                                # too fast to be true: held
+    rig.step(joints=joints + 1.5)                                                # too fast to be true: held
     rig.call('reset')
     drive(rig, 1, joints)
     rig.set_goal()

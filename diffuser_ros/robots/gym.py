@@ -101,6 +101,7 @@ class MazeRobot:
 
     name = 'gym'
     command_names = ACTIONS
+    state_tolerance = 0.25
     topics = {TOPIC: NamedVector}
     paced_by_states = True
 

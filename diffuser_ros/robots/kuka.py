@@ -36,6 +36,7 @@ class KukaRobot:
 
     name = 'kuka'
     command_names = (*JOINT_NAMES, 'gripper')
+    state_tolerance = 0.3
     topics = {'joint_states': JointState, 'object_states': ObjectStates}
     paced_by_states = False
 

@@ -60,6 +60,7 @@ class Robot(Protocol):
     """One kind of robot.
 
     name             as the parameter `robot` has it
+    state_tolerance  what a watched channel may move beside what its speed allows, for stamps are not exact: its speed in 50 ms
     command_names    what the columns of `numbers` are
     topics           message type of every state topic, by its name
     states           the newest state
@@ -69,6 +70,8 @@ class Robot(Protocol):
 
     @property
     def name(self) -> str: ...
+    @property
+    def state_tolerance(self) -> float: ...
     @property
     def command_names(self) -> Sequence[str]: ...
     @property
