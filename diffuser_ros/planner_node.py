@@ -23,8 +23,7 @@ from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
 from diffuser_msgs.msg import GoalStatus, PlannerStats
 from diffuser_msgs.msg import Plan as PlanMessage
-from diffuser_msgs.srv import LoadCheckpoint, SetGoal
-from rclpy.callback_groups import ReentrantCallbackGroup
+from diffuser_msgs.srv import SetGoal
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.context import Context
@@ -32,7 +31,6 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.logging import get_logger
 from rclpy.parameter import Parameter
-from rclpy.task import Future
 from std_srvs.srv import SetBool, Trigger
 
 from diffuser_core.envs.goals import GoalError
@@ -42,10 +40,11 @@ from diffuser_ros import conversions
 from diffuser_ros.control import Control, Outcome
 from diffuser_ros.conversions import StateError
 from diffuser_ros.diagnostics import REASONS, diagnostic_array
+from diffuser_ros.exchange import CheckpointExchange
 from diffuser_ros.inference import Inference, PlanningError, Session
 from diffuser_ros.lifetime import start_ros
 from diffuser_ros.parameters import PlannerParameters, StartError, declare_parameters
-from diffuser_ros.places import Starting, inference_of, start, with_checkpoint
+from diffuser_ros.places import inference_of, start, with_checkpoint
 from diffuser_ros.plan_display import PlanDisplay
 from diffuser_ros.qos import EVENT_QOS, LATCHED_QOS, STATE_QOS
 from diffuser_ros.reach_goal import ReachGoalServer
@@ -60,8 +59,6 @@ QUIET = 5.0
 """The same reason is logged at most once in so many seconds."""
 TROUBLE = (PlannerStats.STALE_STATE, PlannerStats.BAD_STATE, PlannerStats.PLAN_FAILED, PlannerStats.PLANNER_DIED,
            PlannerStats.PLAN_REFUSED, PlannerStats.UNSAFE_COMMAND, PlannerStats.IMPLAUSIBLE_STATE, PlannerStats.CLOCK_JUMPED)
-LOOK_INTERVAL = 0.05
-"""Seconds between two looks whether a checkpoint has been loaded."""
 
 
 class PlannerNode(LifecycleNode):
@@ -75,7 +72,6 @@ class PlannerNode(LifecycleNode):
         super().__init__(NAME, context=context, parameter_overrides=list(parameter_overrides or []), namespace=namespace)
         self._given = policy
         self._inference: Inference | None = None
-        self._loading: tuple[Starting, str, Future] | None = None
         self._failure = ''
         self._active = False
         self._goal_status = GoalStatus()
@@ -154,11 +150,11 @@ class PlannerNode(LifecycleNode):
         self._serving = [self.create_service(kind, name, answer) for kind, name, answer in (
             (SetGoal, '~/set_goal', self._on_set_goal), (Trigger, '~/clear_goal', self._on_clear_goal),
             (Trigger, '~/reset', self._on_reset), (SetBool, '~/hold', self._on_hold), (Trigger, '~/replan', self._on_replan))]
-        self._serving.append(self.create_service(  # a group of its own: while it waits, everything else goes on
-            LoadCheckpoint, '~/load_checkpoint', self._on_load_checkpoint, callback_group=ReentrantCallbackGroup()))
         self._listening = [self.create_subscription(kind, topic, partial(self._on_message, topic), STATE_QOS)
                            for topic, kind in self._robot.topics.items()]
         self._reaching = ReachGoalServer(self, self)
+        self._exchanging = CheckpointExchange(self, lambda path: with_checkpoint(self._settings, self._robot.name, path),
+                                              self.exchange)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._diagnosing = self.create_timer(1.0, self._publish_diagnostics, clock=self._steady)
         self._set_goal_status(GoalStatus.NONE, 'no goal has been set')
@@ -202,9 +198,6 @@ class PlannerNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def _close(self) -> None:
-        if self._loading is not None:
-            self._loading[0].close()
-            self._loading = None
         if self._inference is None:
             return
         self._end_planning()
@@ -220,8 +213,6 @@ class PlannerNode(LifecycleNode):
 
     def destroy_node(self) -> None:
         """End planning and the node."""
-        if self._loading is not None:
-            self._loading[0].close()
         if self._inference is not None:
             self._end_planning()
         super().destroy_node()
@@ -230,6 +221,7 @@ class PlannerNode(LifecycleNode):
         assert self._inference is not None
         self._inference.close()
         self._inference = None
+        self._exchanging.close()
         self._reaching.close()
         if self._control.recorder is not None:
             self._control.recorder.close()
@@ -402,49 +394,12 @@ class PlannerNode(LifecycleNode):
         self._control.demanded = response.success
         return response
 
-    # Another checkpoint
-
-    async def _on_load_checkpoint(self, request: LoadCheckpoint.Request, response: LoadCheckpoint.Response) \
-            -> LoadCheckpoint.Response:
-        if self._loading is not None:
-            response.message = f'{self._loading[1]} is being loaded already'
-            return response
-        if not request.path:
-            response.message = 'the path of a checkpoint folder is needed'
-            return response
-        path = str(Path(request.path).expanduser())
-        settings = with_checkpoint(self._settings, self._robot.name, path)
-        done: Future = Future(executor=self.executor)
-        self._loading = start(settings), path, done
-        look = self.create_timer(LOOK_INTERVAL, self._look, clock=self._steady)
-        await done
-        self.destroy_timer(look)
-        response.success, response.message = done.result() or (False, 'the planner was closed')
-        if response.success:
-            self._settings = settings
-            self.get_logger().info(response.message)
-        else:
-            self.get_logger().error(f'the checkpoint before stays in use: {response.message}')
-        return response
-
-    def _look(self) -> None:
-        """Change over to a checkpoint that has been loaded: between two ticks, for callbacks run one after the other."""
-        if self._loading is None:
-            return
-        starting, path, done = self._loading
-        try:
-            ready = starting.poll()
-            if ready is None:
-                return
-            before = self._control.exchange(ready, self._setup(with_checkpoint(self._settings, self._robot.name, path), ready))
-        except (PlanningError, GoalError) as error:
-            starting.close()
-            self._loading = None
-            done.set_result((False, str(error)))
-            return
+    def exchange(self, settings: PlannerParameters, inference: Inference) -> None:
+        """Plan by `inference` from the next tick on, which these `settings` made; GoalError, and nothing changes, if the goal in
+        force is not for it."""
+        before = self._control.exchange(inference, self._setup(settings, inference))
         before.close()
-        self._inference, self._loading = ready, None
-        done.set_result((True, f'planning with {path}'))
+        self._inference, self._settings = inference, settings
 
 
 def _arrival(info: Mapping[str, Any]) -> float:

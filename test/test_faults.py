@@ -51,7 +51,7 @@ def test_an_arm_that_moves_faster_than_it_can_is_held_until_its_states_agree_aga
     rig.step()
     rig.set_goal()
     _, before = rig.step()
-    jumped = HOME + 1.5 * np.eye(7)[0]                                      # in one tick: more than FASTEST and the tolerance allow
+    jumped = HOME + 1.5 * np.eye(7)[0]                       # in one tick: more than FASTEST and the tolerance allow
     seen = steps(rig, 8, joints=jumped)
     reasons = [stats.reason for stats, _ in seen]
     assert reasons == [PlannerStats.IMPLAUSIBLE_STATE] * 5 + [PlannerStats.OK] * 3

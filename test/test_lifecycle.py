@@ -262,7 +262,6 @@ def test_a_checkpoint_is_exchanged_between_two_ticks_and_a_bad_one_leaves_the_ol
     assert rig.planner._control.inference._session.policy is not policy
     stats, command = rig.step()
     assert (stats.reason, stats.goal_id, stats.replans) == (PlannerStats.OK, goal, 1)
-    assert stats.denoising_steps == 3, 'it goes on from the plan that is followed'
 
 
 # The action
