@@ -170,6 +170,7 @@ def same_and_ours(case: Case, backends: Sequence[str], repeats: int, device: tor
     for name, ms in results.items():
         rows.append({'case': f'{case.name} {name.split()[0]}', 'backend': name.split()[-1] if ' ' in name else 'eager', 'ms': ms,
                      'baseline_ms': results['original'], 'ratio': results['original']['p50'] / ms['p50']})
+    # The mazes ship with one step, the arm with three.
     settings = [(3, case.batch), (2, min(8, case.batch)), *([] if case.guided else [(1, 1)])]
     calls = {f'ours {steps}x{count} {b}': ours(b, steps, count) for b in CHOSEN[device.type] for steps, count in settings}
     for name, ms in timed(calls, max(50, repeats), until_done(device)).items():

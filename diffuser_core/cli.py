@@ -10,6 +10,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +190,8 @@ def _evaluate_stacking(options: argparse.Namespace) -> None:
 
 
 def _evaluate_mazes(options: argparse.Namespace) -> None:
+    from diffuser_core.envs.maze_policy import MAZE_SAMPLING
     from diffuser_core.evaluate.mazes import MAZE_TASKS, MazeSuite, evaluate_mazes, format_maze_rows
-    from diffuser_core.planner import Sampling
     sizes = tuple(LAYOUTS) if options.size == 'all' else (options.size,)
     sampling = _sampling(options)
     chosen = {name: getattr(options, name) for name in ('execution', 'replan_every', 'candidates', 'backend')
@@ -204,7 +205,7 @@ def _evaluate_mazes(options: argparse.Namespace) -> None:
     suite = MazeSuite(
         tasks=tuple(task for task, (size, multi) in MAZE_TASKS.items() if size in sizes and multi in kinds),
         checkpoint=options.checkpoint, policy=options.policy, episodes=options.episodes, seed_start=options.seed_start,
-        workers=options.workers, sampling=Sampling(**sampling), **chosen)
+        workers=options.workers, sampling=replace(MAZE_SAMPLING, **sampling), **chosen)
     out = options.out or Path('runs/evaluate') / ('maze2d' if options.policy is None else f'maze2d_{suite.name}')
     print(format_maze_rows(evaluate_mazes(suite, out, options.command, pictures=options.pictures)['rows']))
 

@@ -20,11 +20,14 @@ from numpy.typing import NDArray
 from diffuser_core.conditions import Conditions
 from diffuser_core.envs.maze_layout import CHANNELS, FORCES, GOAL_RADIUS, LAYOUTS, MazeLayout
 from diffuser_core.envs.maze_motion import MazeDecision, MazeGoal, MazeMotion, check_goal
-from diffuser_core.planner import DEFAULT_SAMPLING, Planner, Sampling
+from diffuser_core.planner import Planner, Sampling
 from diffuser_core.receding_horizon import RecedingHorizon
 from diffuser_core.trajectory import Plan
 
-__all__ = ['EXECUTIONS', 'MazePolicy', 'Smoothing', 'arrival']
+__all__ = ['EXECUTIONS', 'MAZE_SAMPLING', 'MazePolicy', 'Smoothing', 'arrival']
+
+MAZE_SAMPLING = Sampling(warm_steps=1, warm_level=0.3)
+"""One call renews a plan: better plans alone replace the present one, and the next is made 50 ms later (docs/results.md)."""
 
 EXECUTIONS = ('states', 'actions', 'paper')
 
@@ -89,7 +92,7 @@ class MazePolicy:
     STILL, PATIENCE = 0.05, 0.5
     """A ball that moves less than this [m] in so many seconds, away from its goal, is stuck: a new plan is made from noise."""
 
-    def __init__(self, planner: Planner, maze: MazeLayout, *, sampling: Sampling = DEFAULT_SAMPLING, execution: str = 'states',
+    def __init__(self, planner: Planner, maze: MazeLayout, *, sampling: Sampling = MAZE_SAMPLING, execution: str = 'states',
                  candidates: int = 8, tail: int = 5) -> None:
         missing = [name for name in (*FORCES, *CHANNELS) if name not in planner.channels.names]
         extra = [name for name in planner.channels.names if name not in (*FORCES, *CHANNELS)]

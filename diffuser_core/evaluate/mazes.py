@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from diffuser_core import __version__
 from diffuser_core.checkpoint import WEIGHTS
 from diffuser_core.envs.maze_layout import CHANNELS, LAYOUTS, layout
 from diffuser_core.envs.maze_picture import draw
-from diffuser_core.envs.maze_policy import EXECUTIONS, MazePolicy
+from diffuser_core.envs.maze_policy import EXECUTIONS, MAZE_SAMPLING, MazePolicy
 from diffuser_core.envs.point_maze import PointMazeEnv
 from diffuser_core.evaluate.log import Job, ResultsFolder
 from diffuser_core.evaluate.maze_policies import BASELINES, FAILURES, LearnedMazePolicy, MazeController, run_maze_episode
@@ -28,7 +28,7 @@ from diffuser_core.evaluate.pool import as_they_end, process_pool
 from diffuser_core.evaluate.recording import replacing
 from diffuser_core.evaluate.showcase import choose, run_again
 from diffuser_core.evaluate.statistics import mean_interval, median_quantiles
-from diffuser_core.planner import DEFAULT_SAMPLING, Planner, Sampling
+from diffuser_core.planner import Planner, Sampling
 from diffuser_core.shipped import checkpoint_folder
 from diffuser_core.trajectory import Plan
 from diffuser_core.workers import follow_parent
@@ -67,7 +67,7 @@ class MazeSuite:
     replan_every: int = 5
     candidates: int | None = None
     workers: int | None = None
-    sampling: Sampling = field(default_factory=lambda: DEFAULT_SAMPLING)
+    sampling: Sampling = MAZE_SAMPLING
     backend: str = 'traced'
 
     def __post_init__(self) -> None:
