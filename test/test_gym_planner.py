@@ -191,6 +191,8 @@ def test_plan_trail_and_goal_are_drawn(rig):
     assert markers['goal'].action == Marker.ADD
     assert (markers['goal'].pose.position.x, markers['goal'].pose.position.y) == (3.0, 1.0)
     assert len(markers['plan'].points) == 16
+    first = {m.ns: m for m in rig.ball.markers[0].markers}
+    assert len(first['candidates'].points) == 2 * 2 * 15, 'two candidates of 15 stretches'
     assert markers['plan'].points[-1].x == 3.0
 
 

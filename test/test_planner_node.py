@@ -21,12 +21,13 @@ from planner_rig import HOME, RED_ON_GREEN, TICK, Rig, StubPolicy, positions
 from rclpy.parameter import Parameter
 from ros_client import Session
 from std_srvs.srv import SetBool
+from visualization_msgs.msg import Marker, MarkerArray
 
 from diffuser_core.envs.kuka_kinematics import JOINT_NAMES, JOINT_UPPER, planar_tip
 from diffuser_core.envs.policies import make_policy
 from diffuser_core.envs.policy_settings import PolicyError, PolicySettings
 from diffuser_core.envs.stacking import BLOCKS
-from diffuser_core.envs.stacking_features import FEATURES, PLACES, TIP
+from diffuser_core.envs.stacking_features import FEATURES, PLACES, TIP, cartesian
 from diffuser_core.trajectory import Channels
 from diffuser_ros.commander import Commander
 from diffuser_ros.conversions import nanoseconds
@@ -320,6 +321,22 @@ def test_an_untrained_network_drives_the_robot_and_a_reset_repeats_it(session, c
     assert rig.call('reset').success
     rig.clock = 0.0
     np.testing.assert_array_equal(episode(), first)
+
+
+def test_the_way_of_the_tip_is_drawn_in_space_for_those_who_look(session, checkpoint):
+    rig = Rig(session, None, lock_step=True, checkpoint=str(checkpoint), steps=2, warm_steps=1, max_jump=3.0)
+    heard = []
+    rig.robot.create_subscription(MarkerArray, 'diffuser_planner/plan_markers', heard.append, EVENT_QOS)
+    rig.until(lambda: rig.planner.count_subscribers('diffuser_planner/plan_markers'), 'who looks')
+    rig.step()
+    rig.set_goal()
+    rig.step()
+    rig.until(lambda: heard, 'markers')
+    markers = {marker.ns: marker for marker in heard[0].markers}
+    assert len(markers['plan'].points) == 16 and markers['plan'].action == Marker.ADD
+    first, tip = markers['plan'].points[0], cartesian(planar_tip(HOME))
+    np.testing.assert_allclose([first.x, first.y, first.z], tip, atol=1e-6)
+    assert markers['goal'].action == markers['candidates'].action == Marker.DELETE
 
 
 def test_a_checkpoint_of_another_robot_is_refused(tmp_path):
