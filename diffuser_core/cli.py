@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from diffuser_core.envs.locomotion import ROBOTS
 from diffuser_core.envs.maze_layout import LAYOUTS
 from diffuser_core.envs.stacking_tasks import TASKS
 
@@ -46,14 +47,17 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest='verb', required=True, metavar=' | '.join(VERBS))
 
     collect = verbs.add_parser('collect', help='make demonstrations')
-    collect.add_argument('task', choices=['kuka_stack', *(f'maze2d_{size}' for size in LAYOUTS)])
+    collect.add_argument('task', choices=['kuka_stack', *(f'maze2d_{size}' for size in LAYOUTS), 'locomotion'])
+    collect.add_argument('--robot', choices=list(ROBOTS), default=None, help='of locomotion; default: hopper')
+    collect.add_argument('--quality', choices=['medium', 'medium-replay', 'medium-expert', 'expert'], default=None,
+                         help='of locomotion; default: medium-expert')
     collect.add_argument('--demonstrations', type=int, default=None, help='of kuka_stack; default: 10000')
-    collect.add_argument('--steps', type=int, default=None, help='of a maze; default: as many as D4RL has, 1 to 4 million')
+    collect.add_argument('--steps', type=int, default=None, help='of a maze or of locomotion; default: as many as D4RL has')
     collect.add_argument('--d4rl-controller', action='store_true',
                          help="in a maze: drive like D4RL's waypoint controller alone; default: corners are cut more or less")
     collect.add_argument('--seed-start', type=int, default=100_000, help='seeds below 10000 are for evaluation')
     collect.add_argument('--workers', type=int, default=None, help='processes; default: one a core')
-    collect.add_argument('--out', type=Path, default=None, help='default: runs/collect/<task>')
+    collect.add_argument('--out', type=Path, default=None, help='default: runs/collect/<task>, of locomotion <robot>_<quality>')
     collect.set_defaults(run=_collect)
 
     train = verbs.add_parser('train', help='train a planner; continues an interrupted run')
@@ -116,8 +120,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _collect(options: argparse.Namespace) -> None:
-    out = options.out or Path('runs/collect') / options.task
-    if options.task == 'kuka_stack':
+    robot, quality = options.robot or 'hopper', options.quality or 'medium-expert'
+    locomotion = options.task == 'locomotion'
+    if not locomotion and (options.robot is not None or options.quality is not None):
+        raise ValueError(f'{options.task} takes neither --robot nor --quality; they are for locomotion')
+    out = options.out or Path('runs/collect') / (f'{robot}_{quality}' if locomotion else options.task)
+    if locomotion:
+        from diffuser_core.experts.collect_locomotion import collect_locomotion
+        if options.demonstrations is not None or options.d4rl_controller:
+            raise ValueError('locomotion takes neither --demonstrations nor --d4rl-controller; --steps says how many')
+        summary = collect_locomotion(out, robot, quality, options.seed_start, options.workers, steps=options.steps)
+    elif options.task == 'kuka_stack':
         from diffuser_core.experts.collect import collect
         if options.steps is not None or options.d4rl_controller:
             raise ValueError('kuka_stack takes neither --steps nor --d4rl-controller; --demonstrations says how many')

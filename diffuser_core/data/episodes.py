@@ -35,6 +35,8 @@ class EpisodeData:
     actions       how many of the channels are actions
     tick_dt       time between rows [s]
     fingerprint   sha256 of the arrays, in hexadecimal
+    rewards       (rows,) float32 for the step that follows each row, 0 at the last row of a segment; None unless read whole
+    terminated    (segments,) whether an episode came to its own end, such as a fall, and was not cut off; None unless read whole
     """
 
     observations: NDArray[np.float32]
@@ -44,6 +46,8 @@ class EpisodeData:
     actions: int
     tick_dt: float
     fingerprint: str
+    rewards: NDArray[np.float32] | None = None
+    terminated: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.bounds)
@@ -79,15 +83,24 @@ def load_episodes(path: str | Path, *, whole: bool = False) -> EpisodeData:
 
 
 def _read(dataset: Any, where: str, whole: bool) -> EpisodeData:
+    rewards: list[NDArray[np.float32]] = []
+    terminated: list[bool] = []
+
     def episodes() -> Iterator[Episode]:
         for episode in dataset.iterate_episodes():
+            if whole and len(episode.actions) >= 2:
+                rewards.append(np.append(episode.rewards, 0.0).astype(np.float32))
+                terminated.append(bool(episode.terminations[-1]))
             journeys = None if whole else (episode.infos or {}).get('journey')
             yield _flat(episode.observations, where), np.asarray(episode.actions), journeys
 
     rows, bounds, fingerprint = segments_of(episodes(), where)
     actions_dim = int(np.prod(dataset.action_space.shape))
     channels, units, tick_dt = _describe(dataset, actions_dim, rows.shape[1] - actions_dim, where)
-    return EpisodeData(rows, bounds, channels, units, actions_dim, tick_dt, fingerprint)
+    outcome = (np.concatenate(rewards), np.array(terminated)) if whole else (None, None)
+    if whole and not np.isfinite(outcome[0]).all():
+        raise ValueError(f'the data set {where} cannot be used: it holds rewards that are not finite')
+    return EpisodeData(rows, bounds, channels, units, actions_dim, tick_dt, fingerprint, *outcome)
 
 
 def segments_of(episodes: Iterable[Episode], where: str) -> tuple[NDArray[np.float32], NDArray[np.int64], str]:
