@@ -97,10 +97,11 @@ def _read(dataset: Any, where: str, whole: bool) -> EpisodeData:
     rows, bounds, fingerprint = segments_of(episodes(), where)
     actions_dim = int(np.prod(dataset.action_space.shape))
     channels, units, tick_dt = _describe(dataset, actions_dim, rows.shape[1] - actions_dim, where)
-    outcome = (np.concatenate(rewards), np.array(terminated)) if whole else (None, None)
-    if whole and not np.isfinite(outcome[0]).all():
+    paid = np.concatenate(rewards) if whole else None
+    if paid is not None and not np.isfinite(paid).all():
         raise ValueError(f'the data set {where} cannot be used: it holds rewards that are not finite')
-    return EpisodeData(rows, bounds, channels, units, actions_dim, tick_dt, fingerprint, *outcome)
+    return EpisodeData(rows, bounds, channels, units, actions_dim, tick_dt, fingerprint, paid,
+                       np.array(terminated) if whole else None)
 
 
 def segments_of(episodes: Iterable[Episode], where: str) -> tuple[NDArray[np.float32], NDArray[np.int64], str]:

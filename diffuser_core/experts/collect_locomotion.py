@@ -64,7 +64,7 @@ def collect_locomotion(out: str | Path, robot: str, quality: str, seed_start: in
     recipe = Recipe(
         dataset_id=f'diffuser/{robot}/{quality}-v0', env_id=kind.env_id, infos=('snapshot',),
         algorithm='soft actor-critic, drawn actions',
-        description=f'{kind.env_id}, {quality}, by snapshots of a behaviour policy after {", ".join(map(str, drivers))} training steps.',
+        description=f'{kind.env_id}, {quality}: snapshots of a behaviour policy after {", ".join(map(str, drivers))} steps of training.',
         settings={'recipe': RECIPE, 'robot': robot, 'quality': quality, 'stretches': stretches, 'stretch': stretch,
                   'seed_start': seed_start, 'actors_sha256': hashlib.sha256(path.read_bytes()).hexdigest()},
         unit='stretch', record=partial(drive, kind, path, drivers, stretch, seed_start),
@@ -77,8 +77,10 @@ def collect_locomotion(out: str | Path, robot: str, quality: str, seed_start: in
 
 def drive(robot: Robot, actors: Path, drivers: list[int], steps: int, seed_start: int, seeds: range,
           stopped: Callable[[], bool]) -> dict[str, Any] | None:
-    """`steps` steps for every seed, episode after episode, by the drivers in turn. Columns as `shards.Recipe` wants them, with the
-    info 'snapshot': training steps of the driver. None if it was stopped."""
+    """`steps` steps for every seed, episode after episode, by the drivers in turn.
+
+    Columns as `shards.Recipe` wants them, with the info 'snapshot': training steps of the driver. None if it was stopped.
+    """
     import gymnasium
 
     found, _ = load_actors(actors)
@@ -106,12 +108,13 @@ def drive(robot: Robot, actors: Path, drivers: list[int], steps: int, seed_start
 
 
 def _returns(out: Path, robot: Robot) -> dict[str, Any]:
-    """What the data hold, by driver."""
+    """What the data hold."""
     from diffuser_core.data.episodes import load_episodes
 
     data = load_episodes(out, whole=True)
+    assert data.rewards is not None and data.terminated is not None
     lengths = np.diff(data.bounds, axis=1)[:, 0] - 1
-    returns = np.array([data.rewards[first:end].sum() for first, end in data.bounds])
+    returns = np.add.reduceat(data.rewards, data.bounds[:, 0], dtype=np.float64)
     return {'steps': int(lengths.sum()), 'episodes': len(data), 'fell': int(data.terminated.sum()),
             'return_mean': float(returns.mean()), 'score_mean': score(robot, float(returns.mean())),
             'length_mean': float(lengths.mean()), 'fingerprint': data.fingerprint}

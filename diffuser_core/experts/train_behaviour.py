@@ -5,7 +5,7 @@
     python -m diffuser_core.experts.train_behaviour hopper --pack
 
 The first writes to `runs/behaviour/<robot>` a snapshot of the actor every 10,000 steps with the returns of five episodes, and the
-state from which an interrupted training goes on; the second chooses those to ship, and writes `config/behaviour/<robot>.safetensors`.
+state from which an interrupted training goes on; the second chooses those to ship, for `config/behaviour/<robot>.safetensors`.
 """
 
 from __future__ import annotations
