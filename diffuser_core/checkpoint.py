@@ -23,6 +23,7 @@ from safetensors.torch import load, save
 from diffuser_core.config import ConfigError, from_mapping, to_mapping
 from diffuser_core.diffusion import PREDICTIONS
 from diffuser_core.normalize import Normalizer
+from diffuser_core.trained_value import TrainedValue
 from diffuser_core.trajectory import Channels
 from diffuser_core.unet import TemporalUNet, UNetConfig
 
@@ -30,6 +31,8 @@ __all__ = ['Checkpoint', 'CheckpointError', 'DiffusionConfig']
 
 FORMAT = 2
 WEIGHTS, DESCRIPTION = 'model.safetensors', 'config.yaml'
+VALUE = 'value.'
+"""Names of a return predictor's weights begin so."""
 
 
 class CheckpointError(ValueError):
@@ -61,6 +64,7 @@ class Checkpoint:
     horizon     steps of a training window
     step_dt     seconds between steps
     provenance  command, config, data fingerprint, steps, date, losses, library version: free-form, for people
+    value       a return predictor for its plans, if one was trained
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -72,6 +76,7 @@ class Checkpoint:
     step_dt: float
     goal: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    value: TrainedValue | None = None
 
     def network(self) -> TemporalUNet:
         """The denoiser with these weights, on the CPU, ready for inference."""
@@ -93,13 +98,16 @@ class Checkpoint:
             f'horizon      {self.horizon} steps of {1e3 * self.step_dt:.1f} ms = {self.horizon * self.step_dt:.2f} s',
             f'channels     {", ".join(f"{n} [{u}]" for n, u in zip(self.channels.names, self.channels.units))}',
             f'goal         {", ".join(self.goal) or "none"}',
+            *([] if self.value is None else [f'value        {sum(w.numel() for w in self.value.weights.values()):,} parameters, '
+                                             f'discount {self.value.discount}']),
             'made by', *(f'  {line}' for line in made.splitlines())])
 
     def save(self, folder: Path) -> None:
         """Write to `folder`, replacing an earlier checkpoint there in one step; an interrupt leaves the earlier one."""
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        data = save({k: v.detach().cpu().contiguous() for k, v in self.weights.items()})
+        value = {} if self.value is None else {VALUE + k: v for k, v in self.value.weights.items()}
+        data = save({k: v.detach().cpu().contiguous() for k, v in {**self.weights, **value}.items()})
         description = {
             'format': FORMAT, 'weights_sha256': hashlib.sha256(data).hexdigest(),
             'channels': [{'name': n, 'unit': u} for n, u in zip(self.channels.names, self.channels.units)],
@@ -107,6 +115,7 @@ class Checkpoint:
             'horizon': self.horizon, 'step_dt': self.step_dt,
             'model': to_mapping(self.model), 'diffusion': to_mapping(self.diffusion),
             'normalizer': self.normalizer.as_dict(), 'provenance': dict(self.provenance),
+            **({} if self.value is None else {'value': self.value.described()}),
         }
         fresh = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
         try:
@@ -139,7 +148,8 @@ class Checkpoint:
             raise CheckpointError(f'{folder / WEIGHTS} is damaged: its contents do not match weights_sha256 in {DESCRIPTION}')
         where = str(folder / DESCRIPTION)
         try:
-            weights = load(data)
+            stored = load(data)
+            weights = {k: v for k, v in stored.items() if not k.startswith(VALUE)}
             channels = Channels(tuple(str(c['name']) for c in described['channels']),
                                 tuple(str(c['unit']) for c in described['channels']), int(described['actions']))
             normalizer = Normalizer.from_dict(described['normalizer'])
@@ -151,7 +161,9 @@ class Checkpoint:
                 weights, from_mapping(UNetConfig, described['model'], f'{where}: model'),
                 from_mapping(DiffusionConfig, described['diffusion'], f'{where}: diffusion'), normalizer, channels,
                 int(described['horizon']), float(described['step_dt']), goal,
-                described['provenance'])
+                described['provenance'], _value(stored, described, where))
+            if checkpoint.value is not None:
+                checkpoint.value.network(len(channels), checkpoint.horizon)
         except SafetensorError as error:
             raise CheckpointError(f'{folder / WEIGHTS} is not a safetensors file: {error}') from error
         except ConfigError as error:
@@ -162,6 +174,15 @@ class Checkpoint:
             raise CheckpointError(f'{where}: horizon must be at least 2 and step_dt positive, got {checkpoint.horizon} and '
                                   f'{checkpoint.step_dt}')
         return checkpoint
+
+
+def _value(stored: Mapping[str, torch.Tensor], described: Mapping[str, Any], where: str) -> TrainedValue | None:
+    weights = {k.removeprefix(VALUE): v for k, v in stored.items() if k.startswith(VALUE)}
+    if 'value' not in described:
+        if weights:
+            raise ValueError(f'{WEIGHTS} holds a return predictor that value does not describe')
+        return None
+    return TrainedValue.from_description(weights, described['value'], where)
 
 
 def _description(path: Path) -> dict[str, Any]:

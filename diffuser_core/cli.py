@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument('--threads', type=int, default=None, help='CPU threads; default: all cores')
     train.add_argument('--out', type=Path, default=None, help='default: runs/train/<name>')
     train.add_argument('--classifier', action='store_true', help='the configuration is of a guiding classifier, not of a planner')
+    train.add_argument('--value', action='store_true', help='the configuration is of a return predictor, not of a planner')
     train.set_defaults(run=_train)
 
     evaluate = verbs.add_parser('evaluate', help='score a checkpoint or a baseline; continues an interrupted run')
@@ -149,14 +150,21 @@ def _train(options: argparse.Namespace) -> None:
 
     from diffuser_core.config import load_config
     from diffuser_core.train.config import TrainConfig
-    from diffuser_core.train.data_sets import load_stacking, load_training_data
+    from diffuser_core.train.data_sets import load_rewarded, load_stacking, load_training_data
     from diffuser_core.train.stacking_classifier import ClassifierConfig, train_stacking_classifier
     from diffuser_core.train.trainer import Trainer
+    from diffuser_core.train.value import ValueTrainConfig, train_return_predictor
+    if options.value and options.classifier:
+        raise ValueError('a run is of a planner, of a --classifier or of a --value, one at a time')
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     if options.classifier:
         judge = load_config(ClassifierConfig, options.config, options.overrides)
         print(json.dumps(train_stacking_classifier(judge, load_stacking(judge.data), options.command), indent=2))
+        return
+    if options.value:
+        predictor = load_config(ValueTrainConfig, options.config, options.overrides)
+        print(json.dumps(train_return_predictor(predictor, load_rewarded(predictor.data), options.command), indent=2))
         return
     config = load_config(TrainConfig, options.config, options.overrides)
     data = load_training_data(config.data.path, whole=config.data.whole_episodes)

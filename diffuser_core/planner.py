@@ -15,6 +15,7 @@ from diffuser_core.backends import LoopGraphs, execute
 from diffuser_core.budget import Budget
 from diffuser_core.checkpoint import Checkpoint
 from diffuser_core.conditions import Conditions
+from diffuser_core.guide_library import ValueGuide
 from diffuser_core.guides import Guide, deferred_checks, normal_gradient
 from diffuser_core.sampler import RULES, SOLVERS, Denoised, Denoiser, Guidance, SoftKnown, denoise, noised_start
 from diffuser_core.schedule import NoiseSchedule, strided_levels
@@ -107,6 +108,7 @@ class Planner:
                  clip: bool = False) -> None:
         self.checkpoint = checkpoint
         self.device = torch.device(device)
+        self._backend = backend
         self._normalizer = checkpoint.normalizer.to(self.device)
         diffusion = checkpoint.diffusion
         network = checkpoint.network().to(self.device)
@@ -145,6 +147,14 @@ class Planner:
     def conditions(self, horizon: int | None = None) -> Conditions:
         """Empty conditions for this model's channels, to add known values to; `horizon` steps, default: training's."""
         return Conditions.none(self.checkpoint.horizon if horizon is None else horizon, self.channels)
+
+    def value_guide(self) -> ValueGuide:
+        """The checkpoint's return predictor as a guide; ValueError if it has none."""
+        if self.checkpoint.value is None:
+            raise ValueError('the checkpoint has no return predictor; "train --value" trains one')
+        backend = 'eager' if self._graphs is not None else self._backend
+        return self.checkpoint.value.guide(self._normalizer, self.checkpoint.horizon, backend=backend,
+                                           levels=self.checkpoint.diffusion.levels)
 
     def warm_up(self, horizon: int | None = None, count: int = 1, sampling: Sampling = DEFAULT_SAMPLING, *,
                 guide: Guide | None = None, select: Guide | None = None, wanted: bool = False) -> None:

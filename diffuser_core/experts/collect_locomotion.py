@@ -64,7 +64,7 @@ def collect_locomotion(out: str | Path, robot: str, quality: str, seed_start: in
     recipe = Recipe(
         dataset_id=f'diffuser/{robot}/{quality}-v0', env_id=kind.env_id, infos=('snapshot',),
         algorithm='soft actor-critic, drawn actions',
-        description=f'{kind.env_id}, {quality}: snapshots of a behaviour policy after {", ".join(map(str, drivers))} steps of training.',
+        description=f'{kind.env_id}, {quality}: a behaviour policy after {", ".join(map(str, drivers))} steps of training.',
         settings={'recipe': RECIPE, 'robot': robot, 'quality': quality, 'stretches': stretches, 'stretch': stretch,
                   'seed_start': seed_start, 'actors_sha256': hashlib.sha256(path.read_bytes()).hexdigest()},
         unit='stretch', record=partial(drive, kind, path, drivers, stretch, seed_start),
