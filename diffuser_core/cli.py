@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
 
     evaluate = verbs.add_parser('evaluate', help='score a checkpoint or a baseline; continues an interrupted run')
-    suites = evaluate.add_subparsers(dest='suite', required=True, metavar='stacking | maze2d')
+    suites = evaluate.add_subparsers(dest='suite', required=True, metavar='stacking | maze2d | locomotion')
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument('--checkpoint', type=Path, default=None, help='default: the shipped one')
     common.add_argument('--episodes', type=int, default=100, help='of each task')
@@ -113,6 +113,23 @@ def _parser() -> argparse.ArgumentParser:
     mazes.add_argument('--backend', default=None, help='how the network is executed: traced (default), openvino, ...')
     mazes.add_argument('--pictures', action='store_true', help='draw the best, median and worst episode of each task')
     mazes.set_defaults(run=_evaluate_mazes)
+
+    running = suites.add_parser('locomotion', parents=[common], help='hopper, walker and half cheetah, Table 2 of the paper')
+    running.set_defaults(episodes=15, seed_start=100)
+    running.add_argument('--robot', choices=list(ROBOTS), default='hopper')
+    running.add_argument('--quality', choices=['medium', 'medium-replay', 'medium-expert'], default='medium-expert',
+                         help='of the data that the planner was trained on')
+    running.add_argument('--policy', default=None, help="a baseline in the planner's place: 'random', 'behaviour-medium', "
+                         "'behaviour-best', or a file such as runs/baselines/hopper_medium-expert_bc/policy.pt")
+    running.add_argument('--paper', action='store_true', help="plan as the released code does: 64 candidates, all denoising "
+                         'steps, every plan from noise; minutes an episode')
+    running.add_argument('--guide-scale', type=float, default=None, help="factor of the return's gradient; 0: no guide")
+    running.add_argument('--candidates', type=int, default=None, help='plans drawn at once; the one of the best return is taken')
+    running.add_argument('--cold', action='store_true', help='make every plan from noise')
+    running.add_argument('--rule', default=None, help='how the guide bends plans: score (default), algorithm1 or released')
+    running.add_argument('--replan-every', type=int, default=1, metavar='TICKS', help='control ticks between two plans')
+    running.add_argument('--backend', default='traced', help='how networks are executed: traced (default), openvino, ...')
+    running.set_defaults(run=_evaluate_locomotion)
 
     inspect = verbs.add_parser('inspect', help='say what a checkpoint is')
     inspect.add_argument('checkpoint', type=Path)
@@ -222,6 +239,29 @@ def _evaluate_mazes(options: argparse.Namespace) -> None:
         workers=options.workers, sampling=Sampling(**sampling), **chosen)
     out = options.out or Path('runs/evaluate') / ('maze2d' if options.policy is None else f'maze2d_{suite.name}')
     print(format_maze_rows(evaluate_mazes(suite, out, options.command, pictures=options.pictures)['rows']))
+
+
+def _evaluate_locomotion(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from diffuser_core.envs.locomotion_policy import LocomotionSettings
+    from diffuser_core.evaluate.locomotion import LocomotionSuite, evaluate_locomotion, format_locomotion_rows
+    sampling = _sampling(options) | ({} if options.rule is None else {'rule': options.rule})
+    chosen = {name: getattr(options, name) for name in ('guide_scale', 'candidates') if getattr(options, name) is not None}
+    if options.cold:
+        chosen['warm'] = False
+    if (options.policy is not None or options.paper) and (sampling or chosen):
+        raise ValueError('a baseline and --paper have settings of their own; leave out --guide-scale, --candidates, --cold, '
+                         '--rule, --steps, --warm-steps and --warm-level')
+    if options.policy is not None and (options.paper or options.replan_every != 1):
+        raise ValueError('a baseline does not plan; leave out --paper and --replan-every')
+    ours = LocomotionSettings()
+    settings = replace(ours, **chosen, sampling=replace(ours.sampling, **sampling)) if sampling or chosen else None
+    suite = LocomotionSuite(options.robot, options.quality, options.checkpoint, options.policy, settings, options.paper,
+                            options.episodes, options.seed_start, options.replan_every, options.workers, options.backend)
+    name = f'{options.robot}_{options.quality}' + ('' if options.policy is None else f'_{suite.name}')
+    summary = evaluate_locomotion(suite, options.out or Path('runs/evaluate') / name, options.command)
+    print(format_locomotion_rows(summary['rows']))
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Training of the behaviour policies with soft actor-critic; only whoever wants other ones needs it.
+"""Training of the behaviour policies with soft actor-critic or TQC; only whoever wants other ones needs it.
 
     pip install 'diffuser-ros[behaviour]'
     python -m diffuser_core.experts.train_behaviour hopper --steps 1000000
@@ -25,6 +25,9 @@ from diffuser_core.experts.behaviour import Actor, actors_file, load_actors, sav
 __all__ = ['main', 'pack', 'returns_of', 'train']
 
 HIDDEN = (128, 128)
+ALGORITHMS = ('tqc', 'sac')
+DROPPED = {'hopper': 5, 'walker2d': 2, 'halfcheetah': 0}
+"""Quantiles that TQC leaves out against overestimation (Kuznetsov et al. 2020, appendix)."""
 CHUNK = 10_000
 """Steps between two snapshots."""
 SAVE_EVERY = 5
@@ -50,20 +53,25 @@ def returns_of(robot: Robot, actor: Actor, seeds: Sequence[int]) -> list[float]:
     return returns
 
 
-def train(robot: Robot, steps: int, out: Path, seed: int = 0) -> None:
+def train(robot: Robot, steps: int, out: Path, seed: int = 0, algorithm: str = 'tqc', learning_rate: float = 7e-4) -> None:
     """Train until `steps`, going on from what `out` holds."""
-    from sbx import SAC
+    from sbx import SAC, TQC
     from stable_baselines3.common.env_util import make_vec_env
 
     (out / 'snapshots').mkdir(parents=True, exist_ok=True)
     env = make_vec_env(robot.env_id, n_envs=4, seed=seed)
     model, replay = out / 'model.zip', out / 'replay.pkl'
     if model.exists():
-        learner = SAC.load(model, env=env)
+        learner = (TQC if algorithm == 'tqc' else SAC).load(model, env=env)
         learner.load_replay_buffer(replay)
     else:
-        learner = SAC('MlpPolicy', env, policy_kwargs={'net_arch': list(HIDDEN)}, train_freq=16, gradient_steps=64,
-                      learning_starts=10_000, batch_size=256, learning_rate=3e-4, gamma=0.99, buffer_size=1_000_000, seed=seed)
+        common: dict[str, Any] = {
+            'policy_kwargs': {'net_arch': list(HIDDEN)}, 'train_freq': 16, 'gradient_steps': 64, 'learning_starts': 10_000,
+            'batch_size': 256, 'learning_rate': learning_rate, 'gamma': 0.99, 'buffer_size': 1_000_000, 'seed': seed}
+        if algorithm == 'tqc':
+            learner = TQC('MlpPolicy', env, top_quantiles_to_drop_per_net=DROPPED[robot.name], **common)
+        else:
+            learner = SAC('MlpPolicy', env, **common)
     while learner.num_timesteps < steps:
         learner.learn(CHUNK, reset_num_timesteps=False)
         done = learner.num_timesteps
@@ -91,7 +99,7 @@ def pack(robot: Robot, folder: Path, out: Path) -> dict[str, Any]:
     before = [steps for steps in sorted(scored) if steps < medium]
     chosen = {before[n] for n in np.linspace(0, len(before) - 1, min(REPLAY, len(before))).astype(int)} | {medium, best}
     actors = {steps: load_actors(folder / 'snapshots' / f'{steps:08d}.safetensors')[0][steps] for steps in sorted(chosen)}
-    save_actors(out, actors, medium, {'robot': robot.name, 'trained': f'{max(scored)} steps of {robot.env_id}, sbx-rl SAC'})
+    save_actors(out, actors, medium, {'robot': robot.name, 'trained': f'{max(scored)} steps of {robot.env_id}'})
     return {'medium': medium, 'best': best, 'scores': {steps: scored[steps]['score'] for steps in sorted(chosen)}}
 
 
@@ -106,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('robot', choices=list(ROBOTS))
     parser.add_argument('--steps', type=int, default=1_000_000)
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--algorithm', choices=ALGORITHMS, default='tqc')
+    parser.add_argument('--learning-rate', type=float, default=7e-4)
     parser.add_argument('--out', type=Path, default=None, help='default: runs/behaviour/<robot>')
     parser.add_argument('--pack', action='store_true', help='write the snapshots to ship, in place of training')
     options = parser.parse_args(argv)
@@ -113,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.pack:
         print(json.dumps(pack(robot, out, actors_file(robot.name)), indent=2))
     else:
-        train(robot, options.steps, out, options.seed)
+        train(robot, options.steps, out, options.seed, options.algorithm, options.learning_rate)
 
 
 if __name__ == '__main__':
