@@ -174,8 +174,8 @@ def write(path, config):
 def test_a_planner_and_its_return_predictor_are_trained_on_it(tmp_path, data, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     planner = write(tmp_path / 'hopper.yaml', {
-        'name': 'hopper', 'data': {'path': str(data[0]), 'channels': ['*'], 'whole_episodes': True, 'continuing': True, 'horizon': 8,
-                                   'normalizer': 'gaussian'},
+        'name': 'hopper', 'data': {'path': str(data[0]), 'channels': ['*'], 'whole_episodes': True, 'continuing': True,
+                                   'horizon': 8, 'normalizer': 'gaussian'},
         'model': {'width': 8, 'multipliers': [1, 2]}, 'diffusion': {'levels': 8, 'clip': False},
         'optimizer': {'steps': 3, 'batch': 4, 'warmup': 1, 'precision': 'float32'}, 'loss': {'first_action': 10.0}})
     assert main(['train', str(planner)]) == 0

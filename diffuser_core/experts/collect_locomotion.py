@@ -52,12 +52,12 @@ def collect_locomotion(out: str | Path, robot: str, quality: str, seed_start: in
     A run that was interrupted continues when called again with the same arguments; ValueError if `out` holds something else.
     """
     kind = robot_of(robot)
+    if steps is not None and steps < 1 or seed_start < 0:
+        raise ValueError(f'steps must be at least 1 and seed_start 0, got {steps} and {seed_start}')
     path = actors_file(robot) if actors is None else Path(actors)
     found, medium = load_actors(path)
     drivers = snapshots_of(list(found), medium, quality)
     steps = steps or (REPLAY_STEPS[robot] if quality == 'medium-replay' else STEPS[quality])
-    if steps < 1 or seed_start < 0:
-        raise ValueError(f'steps must be at least 1 and seed_start 0, got {steps} and {seed_start}')
     stretch = min(STRETCH, -(-steps // len(drivers)))
     stretches = -(-steps // stretch)
     stretches += -stretches % len(drivers)
