@@ -14,6 +14,7 @@ from diffuser_core.checkpoint import Checkpoint
 from diffuser_core.cli import main
 from diffuser_core.data.windows import Symmetries, Windows
 from diffuser_core.envs.locomotion import ROBOTS, robot_of, score
+from diffuser_core.evaluate.baselines.locomotion import load_locomotion_transitions
 from diffuser_core.experts.behaviour import Actor, load_actors, save_actors
 from diffuser_core.experts.collect_locomotion import collect_locomotion, drive, snapshots_of
 from diffuser_core.experts.train_behaviour import pack
@@ -206,3 +207,16 @@ def test_a_planner_and_its_return_predictor_are_trained_on_it(tmp_path, data, ca
 def test_what_cannot_be_collected_is_said(tmp_path, capsys, words, why):
     assert main(['collect', *words, '--out', str(tmp_path / 'out')]) == 2
     assert why in capsys.readouterr().err and not (tmp_path / 'out').exists()
+
+
+def test_baselines_learn_from_the_same_steps(data, tmp_path):
+    episodes, found = load_rewarded(str(data[0])), load_locomotion_transitions(data[0])
+    cut = int((~episodes.terminated).sum())
+    assert len(found) == 600 - cut and found.terminals.sum() == episodes.terminated.sum()
+    assert found.fingerprint == episodes.fingerprint
+    first, end = episodes.bounds[0]
+    np.testing.assert_allclose(found.observations[:end - first - 1], episodes.observations[first:end - 1, 3:], rtol=1e-6)
+    np.testing.assert_allclose(found.next_observations[0], episodes.observations[first + 1, 3:], rtol=1e-6)
+    np.testing.assert_allclose(found.actions[:3], episodes.observations[first:first + 3, :3], rtol=1e-6)
+    with pytest.raises(FileNotFoundError, match='must hold one data set'):
+        load_locomotion_transitions(tmp_path)
