@@ -120,7 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument('--quality', choices=['medium', 'medium-replay', 'medium-expert'], default='medium-expert',
                          help='of the data that the planner was trained on')
     running.add_argument('--policy', default=None, help="a baseline in the planner's place: 'random', 'behaviour-medium', "
-                         "'behaviour-best', or a file such as runs/baselines/hopper_medium-expert_bc/policy.pt")
+                         "'behaviour-best', 'mppi' (the checkpoint as a model of the dynamics alone), or a file such as "
+                         'runs/baselines/hopper_medium-expert_bc/policy.pt')
     running.add_argument('--paper', action='store_true', help="plan as the released code does: 64 candidates, all denoising "
                          'steps, every plan from noise; minutes an episode')
     running.add_argument('--guide-scale', type=float, default=None, help="factor of the return's gradient; 0: no guide")
@@ -253,7 +254,7 @@ def _evaluate_locomotion(options: argparse.Namespace) -> None:
     if (options.policy is not None or options.paper) and (sampling or chosen):
         raise ValueError('a baseline and --paper have settings of their own; leave out --guide-scale, --candidates, --cold, '
                          '--rule, --steps, --warm-steps and --warm-level')
-    if options.policy is not None and (options.paper or options.replan_every != 1):
+    if options.policy is not None and (options.paper or options.replan_every != 1 and options.policy != 'mppi'):
         raise ValueError('a baseline does not plan; leave out --paper and --replan-every')
     ours = LocomotionSettings()
     settings = replace(ours, **chosen, sampling=replace(ours.sampling, **sampling)) if sampling or chosen else None

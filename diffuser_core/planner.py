@@ -252,6 +252,33 @@ class Planner:
         return [Plan(row, self.channels, t0, self.step_dt, provenance)
                 for row, provenance in zip(values, self._provenance(drawn, visited, task.warm, count))]
 
+    def predict(self, observation: np.ndarray, actions: np.ndarray, *, steps: int = 5) -> np.ndarray:
+        """The model as a model of the dynamics: trajectories (count, horizon, channels) that start at `observation`
+        (observations,) and hold the `actions` (count, horizon, actions), their states drawn in `steps` DDIM steps; physical
+        units. ValueError for other shapes.
+        """
+        count, horizon, size = actions.shape if actions.ndim == 3 else (0, 0, 0)
+        if count < 1 or size != self.channels.actions:
+            raise ValueError(f'actions to predict from need shape (count, horizon, {self.channels.actions}), got {actions.shape}')
+        start = self._known(observation, self.conditions(horizon))
+        if len(start.mask) != horizon:
+            raise ValueError('predictions need a horizon that is a multiple of '
+                             f'{self.checkpoint.model.horizon_multiple}, got {horizon}')
+        known = np.repeat(start.values[None], count, axis=0)
+        known[..., :size] = actions
+        mask = start.mask.copy()
+        mask[:, :size] = True
+        normal, seen = (self._normalizer.normalize(torch.from_numpy(values).float().to(self.device))
+                        for values in (known, start.values))
+        told = torch.from_numpy(start.mask).to(self.device)
+        context = None if self._denoiser.encode is None else self._denoiser.encode(seen[None], told[None])
+        noise = torch.randn(normal.shape, generator=self._generator, device=self.device)
+        visited = strided_levels(self._denoiser.schedule.levels, steps)
+        with torch.no_grad():
+            drawn = denoise(replace(self._denoiser, encode=lambda *_: context), noise, visited, normal,
+                            torch.from_numpy(mask).to(self.device), self._generator)
+            return self._normalizer.denormalize(drawn.clean).double().cpu().numpy()
+
     def _seen_by(self, watch: Callable[[int, np.ndarray], None] | None, horizon: int) \
             -> Callable[[int, torch.Tensor], None] | None:
         if watch is None:

@@ -15,6 +15,7 @@ from diffuser_core.cli import main
 from diffuser_core.envs.locomotion import robot_of
 from diffuser_core.envs.locomotion_policy import LocomotionPolicy, LocomotionSettings
 from diffuser_core.evaluate import locomotion, locomotion_policies
+from diffuser_core.evaluate.locomotion_mppi import MppiPolicy, MppiSettings
 from diffuser_core.evaluate.locomotion_policies import LearnedPolicy
 from diffuser_core.planner import Planner, Sampling
 from diffuser_core.trajectory import Plan
@@ -249,3 +250,40 @@ def test_what_cannot_be_run_is_said(tmp_path, capsys, words, why):
 def test_a_planner_of_another_robot_is_refused(tmp_path, folder, capsys):
     assert run('--robot', 'walker2d', '--checkpoint', folder, '--out', tmp_path / 'out') == 2
     assert 'does not fit the walker2d, which has 6 actions and 17 observations' in capsys.readouterr().err
+
+
+# ---- The model as a model of the dynamics, inside MPPI -----------------------------------------------------------------
+
+
+def test_predictions_hold_the_actions_and_the_present_state():
+    planner = Planner(hopper())
+    actions = np.random.default_rng(0).uniform(-1.0, 1.0, (5, 8, 3))
+    present = planner.channels.vector(state())
+    predicted = planner.predict(present, actions, steps=2)
+    np.testing.assert_allclose(predicted[..., :3], actions, atol=1e-6)
+    np.testing.assert_allclose(predicted[:, 0, 3:], np.tile(present, (5, 1)), atol=1e-6)
+    assert np.abs(predicted[0, 1:, 3:] - predicted[1, 1:, 3:]).max() > 1e-3
+    with pytest.raises(ValueError, match=r'shape \(count, horizon, 3\), got \(8, 3\)'):
+        planner.predict(present, actions[0])
+    with pytest.raises(ValueError, match='a multiple of 2, got 7'):
+        planner.predict(present, actions[:, :7])
+
+
+def test_mppi_finds_the_torques_of_the_largest_return(monkeypatch):
+    """A return that is largest where all torques are 0.5."""
+    driver = MppiPolicy(Planner(hopper()), MppiSettings(samples=256, temperature=0.1, steps=1))
+    monkeypatch.setattr(driver._judge, 'network', lambda x, i: -(2.0 * x[..., :3] - 0.5).square().sum((1, 2)))
+    for tick in range(60):
+        driver.replan(state(), 0.008 * tick)
+    torques = driver.command(state(), 0.008 * 59).actions
+    assert torques.shape == (1, 3) and np.abs(torques - 0.5).max() < 0.2
+    driver.reset()
+    assert not driver.command(state(), 0.0).actions.any() and driver.replans == 0
+    with pytest.raises(ValueError, match='a positive spread'):
+        MppiSettings(spread=0.0)
+
+
+def test_mppi_is_run(tmp_path, folder, here):
+    assert run('--policy', 'mppi', '--checkpoint', folder, '--episodes', 1, '--out', tmp_path / 'out') == 0
+    (row,) = summary(tmp_path / 'out')['rows']
+    assert row['policy'] == 'mppi' and row['planning_ms']['p50'] > 0.0

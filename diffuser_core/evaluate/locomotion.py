@@ -17,6 +17,7 @@ from diffuser_core import __version__
 from diffuser_core.checkpoint import WEIGHTS, Checkpoint
 from diffuser_core.envs.locomotion import robot_of
 from diffuser_core.envs.locomotion_policy import LocomotionPolicy, LocomotionSettings
+from diffuser_core.evaluate.locomotion_mppi import MppiPolicy, MppiSettings
 from diffuser_core.evaluate.locomotion_policies import BASELINES, FAILURE, LocomotionController, baseline, run_locomotion_episode
 from diffuser_core.evaluate.log import Job, ResultsFolder
 from diffuser_core.evaluate.pool import as_they_end, process_pool
@@ -31,6 +32,7 @@ PAPER = {'halfcheetah-medium-expert': 79.8, 'halfcheetah-medium': 44.2, 'halfche
          'hopper-medium-expert': 107.2, 'hopper-medium': 58.5, 'hopper-medium-replay': 96.8,
          'walker2d-medium-expert': 108.4, 'walker2d-medium': 79.7, 'walker2d-medium-replay': 61.2}
 """Table 2 of the paper, Diffuser, trained on D4RL's data."""
+MPPI = 'mppi'
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class LocomotionSuite:
 
     robot, quality  the task: which robot, and on data of which quality its planner was trained
     checkpoint    folder of a planner; None: the shipped one
-    policy        a baseline in the planner's place, one of `BASELINES` or the file of a learned one; None: the planner
+    policy        a baseline in the planner's place, one of `BASELINES` or the file of a learned one; None: the planner; 'mppi':
+                  its model alone, inside MPPI
     settings      how plans are made; None: our defaults, or with `paper` the released code's
     episodes      seeds, from `seed_start` on
     replan_every  control ticks between two plans
@@ -65,7 +68,7 @@ class LocomotionSuite:
         if min(self.episodes, self.replan_every) < 1 or self.seed_start < 0 or self.workers is not None and self.workers < 1:
             raise ValueError(f'episodes, replan_every and workers are at least 1 and the first seed 0, got {self.episodes}, '
                              f'{self.replan_every}, {self.workers} and {self.seed_start}')
-        if self.policy is not None and self.checkpoint is not None:
+        if self.policy not in (None, MPPI) and self.checkpoint is not None:
             raise ValueError('a baseline has no checkpoint; leave out either it or the policy')
         if self.paper and self.settings is not None:
             raise ValueError("the paper's settings are given; leave out your own")
@@ -80,7 +83,7 @@ class LocomotionSuite:
         """Which controller it is, for people."""
         if self.policy is None:
             return 'diffuser, paper' if self.paper else 'diffuser'
-        return self.policy if self.policy in BASELINES else Path(self.policy).resolve().parent.name
+        return self.policy if self.policy in (*BASELINES, MPPI) else Path(self.policy).resolve().parent.name
 
     @property
     def folder(self) -> Path:
@@ -98,28 +101,32 @@ class LocomotionSuite:
     def controller(self) -> LocomotionController:
         """The controller; errors as of loading a checkpoint, ValueError if it is for another robot."""
         robot = robot_of(self.robot)
-        if self.policy is not None:
-            return baseline(self.policy, robot)
+        if self.policy not in (None, MPPI):
+            return baseline(str(self.policy), robot)
         checkpoint = Checkpoint.load(self.folder)
         channels = checkpoint.channels
         if (channels.actions, len(channels.observations)) != (robot.actions, robot.observations):
             raise ValueError(f'{self.folder} does not fit the {self.robot}, which has {robot.actions} actions and '
                              f'{robot.observations} observations; it has {channels.actions} and {len(channels.observations)}')
+        if self.policy == MPPI:
+            return MppiPolicy(Planner(checkpoint, backend=self.backend))
         return LocomotionPolicy(Planner(checkpoint, backend=self.backend), self.planning(checkpoint))
 
     def described(self) -> dict[str, Any]:
         """What results of different controllers are told apart by, and the data that a planner was trained on."""
         if self.policy in BASELINES:
             return {'policy': self.policy, 'data': None}
-        if self.policy is not None:
-            return {'policy_sha256': hashlib.sha256(Path(self.policy).read_bytes()).hexdigest(), 'data': None}
+        if self.policy not in (None, MPPI):
+            return {'policy_sha256': hashlib.sha256(Path(str(self.policy)).read_bytes()).hexdigest(), 'data': None}
         checkpoint = Checkpoint.load(self.folder)
         made = checkpoint.provenance
         config = made.get('config')
         data = config.get('data', {}).get('path') if isinstance(config, dict) else None
-        return {'policy': 'diffuser', 'weights_sha256': hashlib.sha256((self.folder / WEIGHTS).read_bytes()).hexdigest(),
+        settings = MppiSettings() if self.policy == MPPI else self.planning(checkpoint)
+        weights = hashlib.sha256((self.folder / WEIGHTS).read_bytes()).hexdigest()
+        return {'policy': self.policy or 'diffuser', 'weights_sha256': weights,
                 'data': data, 'data_fingerprint': made.get('data_fingerprint'),
-                'settings': asdict(self.planning(checkpoint)), 'replan_every': self.replan_every, 'backend': self.backend}
+                'settings': asdict(settings), 'replan_every': self.replan_every, 'backend': self.backend}
 
 
 def evaluate_locomotion(suite: LocomotionSuite, out: Path, command: str) -> dict[str, Any]:

@@ -67,7 +67,8 @@ def train(robot: Robot, steps: int, out: Path, seed: int = 0, algorithm: str = '
     else:
         common: dict[str, Any] = {
             'policy_kwargs': {'net_arch': list(HIDDEN)}, 'train_freq': 16, 'gradient_steps': 64, 'learning_starts': 10_000,
-            'batch_size': 256, 'learning_rate': learning_rate, 'gamma': 0.99, 'buffer_size': 1_000_000, 'seed': seed}
+            'batch_size': 128, 'policy_delay': 2, 'learning_rate': learning_rate, 'gamma': 0.99, 'buffer_size': 1_000_000,
+            'seed': seed}
         if algorithm == 'tqc':
             learner = TQC('MlpPolicy', env, top_quantiles_to_drop_per_net=DROPPED[robot.name], **common)
         else:

@@ -37,4 +37,5 @@ def load_locomotion_transitions(path: str | Path) -> Transitions:
                           c['terminations'][:steps]))
     except (OSError, KeyError, IndexError, TypeError) as error:
         raise ValueError(f'the data set {files[0]} is damaged or not of a locomotion robot: {error}') from error
-    return Transitions(*(np.concatenate(column).astype(np.float32) for column in zip(*parts)), fingerprint)
+    seen, actions, rewards, after, terminals = (np.concatenate(column).astype(np.float32) for column in zip(*parts))
+    return Transitions(seen, actions, rewards, after, terminals, fingerprint)
