@@ -38,7 +38,8 @@ def points(options: argparse.Namespace, command: str) -> list[dict[str, Any]]:
             sampling = replace(ours.sampling, warm_steps=steps) if warm else replace(ours.sampling, steps=steps)
             suite = LocomotionSuite(
                 options.robot, options.quality, options.checkpoint, settings=replace(ours, warm=warm, sampling=sampling),
-                episodes=options.episodes, seed_start=options.seed_start, workers=options.workers, replan_every=options.replan_every)
+                episodes=options.episodes, seed_start=options.seed_start, workers=options.workers,
+                replan_every=options.replan_every)
             name = f'{options.robot}_{options.quality}_{"warm" if warm else "cold"}_{steps}'
             (row,) = evaluate_locomotion(suite, options.out / name, command)['rows']
             found.append({'start': start, 'steps': steps, **row})

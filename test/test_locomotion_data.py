@@ -12,12 +12,15 @@ from locomotion_parts import actor, actors
 
 from diffuser_core.checkpoint import Checkpoint
 from diffuser_core.cli import main
+from diffuser_core.config import load_config
 from diffuser_core.data.windows import Symmetries, Windows
 from diffuser_core.envs.locomotion import ROBOTS, robot_of, score
 from diffuser_core.evaluate.baselines.locomotion import load_locomotion_transitions
 from diffuser_core.experts.behaviour import Actor, load_actors, save_actors
 from diffuser_core.experts.collect_locomotion import collect_locomotion, drive, snapshots_of
 from diffuser_core.experts.train_behaviour import pack
+from diffuser_core.shipped import config_folder
+from diffuser_core.train.config import TrainConfig
 from diffuser_core.train.data_sets import latest_starts, load_rewarded
 from diffuser_core.train.value import ValueTrainConfig, returns_to_go
 from diffuser_core.trajectory import Channels
@@ -220,3 +223,11 @@ def test_baselines_learn_from_the_same_steps(data, tmp_path):
     np.testing.assert_allclose(found.actions[:3], episodes.observations[first:first + 3, :3], rtol=1e-6)
     with pytest.raises(FileNotFoundError, match='must hold one data set'):
         load_locomotion_transitions(tmp_path)
+
+
+@pytest.mark.parametrize('robot', ['hopper', 'walker2d'])
+def test_the_shipped_configurations_are_valid_and_go_together(robot):
+    planner = load_config(TrainConfig, config_folder() / f'{robot}.yaml')
+    judge = load_config(ValueTrainConfig, config_folder() / f'{robot}_value.yaml')
+    assert planner.data.continuing and planner.data.path == judge.data == f'runs/collect/{robot}_medium-expert'
+    assert judge.checkpoint == f'runs/train/{planner.name}/checkpoint' and planner.name == robot
