@@ -98,6 +98,9 @@ def test_the_snapshots_to_ship_are_chosen_by_their_returns(tmp_path):
     assert (packed['medium'], packed['best']) == (30, 50)
     found, medium = load_actors(tmp_path / 'packed.safetensors')
     assert list(found) == [10, 20, 30, 50] and medium == 30
+    assert pack(robot_of('hopper'), tmp_path, tmp_path / 'packed.safetensors', 40)['medium'] == 40
+    with pytest.raises(ValueError, match='no snapshot of 45 steps'):
+        pack(robot_of('hopper'), tmp_path, tmp_path / 'packed.safetensors', 45)
 
 
 def test_data_hold_whole_episodes_that_can_be_driven_again(data):

@@ -90,13 +90,19 @@ def train(robot: Robot, steps: int, out: Path, seed: int = 0, algorithm: str = '
     env.close()
 
 
-def pack(robot: Robot, folder: Path, out: Path) -> dict[str, Any]:
-    """Write the snapshots that data are made with to `out`: the best, the first with a third of its return ('medium'), and up to
-    `REPLAY` evenly spaced ones before that. Returns what they scored."""
+def pack(robot: Robot, folder: Path, out: Path, medium: int | None = None) -> dict[str, Any]:
+    """Write the snapshots that data are made with to `out`, and return what they scored.
+
+    These are the best, `medium` (default: the first with a third of the best one's return), and up to `REPLAY` evenly spaced ones
+    before that. ValueError if there is no snapshot `medium`.
+    """
     lines = (folder / 'evaluations.jsonl').read_text(encoding='utf-8').splitlines()
     scored = {line['steps']: line for line in map(json.loads, lines)}
     best = max(scored, key=lambda steps: scored[steps]['return'])
-    medium = next(steps for steps in sorted(scored) if scored[steps]['return'] >= scored[best]['return'] / 3)
+    if medium is None:
+        medium = next(steps for steps in sorted(scored) if scored[steps]['return'] >= scored[best]['return'] / 3)
+    if medium not in scored:
+        raise ValueError(f'{folder} has no snapshot of {medium} steps; it has those of {", ".join(map(str, sorted(scored)))}')
     before = [steps for steps in sorted(scored) if steps < medium]
     chosen = {before[n] for n in np.linspace(0, len(before) - 1, min(REPLAY, len(before))).astype(int)} | {medium, best}
     actors = {steps: load_actors(folder / 'snapshots' / f'{steps:08d}.safetensors')[0][steps] for steps in sorted(chosen)}
@@ -119,10 +125,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--learning-rate', type=float, default=7e-4)
     parser.add_argument('--out', type=Path, default=None, help='default: runs/behaviour/<robot>')
     parser.add_argument('--pack', action='store_true', help='write the snapshots to ship, in place of training')
+    parser.add_argument('--medium', type=int, default=None, help="with --pack: steps of the snapshot for 'medium'")
     options = parser.parse_args(argv)
     robot, out = robot_of(options.robot), options.out or Path('runs/behaviour') / options.robot
     if options.pack:
-        print(json.dumps(pack(robot, out, actors_file(robot.name)), indent=2))
+        print(json.dumps(pack(robot, out, actors_file(robot.name), options.medium), indent=2))
     else:
         train(robot, options.steps, out, options.seed, options.algorithm, options.learning_rate)
 
