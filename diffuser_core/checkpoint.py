@@ -25,6 +25,7 @@ from diffuser_core.config import ConfigError, from_mapping, parse_yaml, to_mappi
 from diffuser_core.diffusion import PREDICTIONS
 from diffuser_core.messages import one_line, shown
 from diffuser_core.normalize import Normalizer
+from diffuser_core.trained_value import TrainedValue
 from diffuser_core.trajectory import Channels
 from diffuser_core.unet import TemporalUNet, UNetConfig
 
@@ -33,6 +34,8 @@ __all__ = ['Checkpoint', 'CheckpointError', 'DiffusionConfig']
 FORMAT = 2
 WEIGHTS, DESCRIPTION = 'model.safetensors', 'config.yaml'
 MOST_LEVELS = MOST_STEPS = 100_000
+VALUE = 'value.'
+"""Names of a return predictor's weights begin so."""
 
 
 class CheckpointError(ValueError):
@@ -64,6 +67,7 @@ class Checkpoint:
     horizon     steps of a training window
     step_dt     seconds between steps
     provenance  command, config, data fingerprint, steps, date, losses, library version: free-form, for people
+    value       a return predictor for its plans, if one was trained
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -75,6 +79,7 @@ class Checkpoint:
     step_dt: float
     goal: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    value: TrainedValue | None = None
 
     def network(self) -> TemporalUNet:
         """The denoiser with these weights, on the CPU, ready for inference; CheckpointError if they do not fit it."""
@@ -100,13 +105,16 @@ class Checkpoint:
             f'horizon      {self.horizon} steps of {1e3 * self.step_dt:.1f} ms = {self.horizon * self.step_dt:.2f} s',
             f'channels     {", ".join(f"{n} [{u}]" for n, u in zip(self.channels.names, self.channels.units))}',
             f'goal         {", ".join(self.goal) or "none"}',
+            *([] if self.value is None else [f'value        {sum(w.numel() for w in self.value.weights.values()):,} parameters, '
+                                             f'discount {self.value.discount}']),
             'made by', *(f'  {line}' for line in made.splitlines())])
 
     def save(self, folder: Path) -> None:
         """Write to `folder`, replacing an earlier checkpoint there in one step; an interrupt leaves the earlier one."""
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        data = save({k: v.detach().cpu().contiguous() for k, v in self.weights.items()})
+        value = {} if self.value is None else {VALUE + k: v for k, v in self.value.weights.items()}
+        data = save({k: v.detach().cpu().contiguous() for k, v in {**self.weights, **value}.items()})
         description = {
             'format': FORMAT, 'weights_sha256': hashlib.sha256(data).hexdigest(),
             'channels': [{'name': n, 'unit': u} for n, u in zip(self.channels.names, self.channels.units)],
@@ -114,6 +122,7 @@ class Checkpoint:
             'horizon': self.horizon, 'step_dt': self.step_dt,
             'model': to_mapping(self.model), 'diffusion': to_mapping(self.diffusion),
             'normalizer': self.normalizer.as_dict(), 'provenance': dict(self.provenance),
+            **({} if self.value is None else {'value': self.value.described()}),
         }
         fresh = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
         try:
@@ -145,7 +154,8 @@ class Checkpoint:
         if hashlib.sha256(data).hexdigest() != described['weights_sha256']:
             raise CheckpointError(f'{folder / WEIGHTS} is damaged: its contents do not match weights_sha256 in {DESCRIPTION}')
         where = str(folder / DESCRIPTION)
-        weights = _weights(data, folder / WEIGHTS)
+        stored = _weights(data, folder / WEIGHTS)
+        weights = {name: numbers for name, numbers in stored.items() if not name.startswith(VALUE)}
         try:
             channels = Channels(_words(c['name'] for c in described['channels']),
                                 _words(c['unit'] for c in described['channels']), int(described['actions']))
@@ -162,7 +172,9 @@ class Checkpoint:
                 weights, from_mapping(UNetConfig, described['model'], f'{where}: model'),
                 from_mapping(DiffusionConfig, described['diffusion'], f'{where}: diffusion'), normalizer, channels,
                 int(described['horizon']), float(described['step_dt']), goal,
-                described['provenance'])
+                described['provenance'], _value(stored, described, where))
+            if checkpoint.value is not None:
+                checkpoint.value.network(len(channels), checkpoint.horizon)
         except ConfigError as error:
             raise CheckpointError(str(error)) from error
         except (ValueError, TypeError, KeyError, OverflowError, RuntimeError) as error:
@@ -191,6 +203,15 @@ def _weights(data: bytes, path: Path) -> dict[str, torch.Tensor]:
         if not numbers.is_floating_point() or not bool(torch.isfinite(numbers).all()):
             raise CheckpointError(f'{path} is damaged: {shown(name)} holds something else than finite numbers')
     return weights
+
+
+def _value(stored: Mapping[str, torch.Tensor], described: Mapping[str, Any], where: str) -> TrainedValue | None:
+    weights = {k.removeprefix(VALUE): v for k, v in stored.items() if k.startswith(VALUE)}
+    if 'value' not in described:
+        if weights:
+            raise ValueError(f'{WEIGHTS} holds a return predictor that value does not describe')
+        return None
+    return TrainedValue.from_description(weights, described['value'], where)
 
 
 def _description(path: Path) -> dict[str, Any]:

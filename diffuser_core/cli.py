@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from diffuser_core.envs.locomotion import ROBOTS
 from diffuser_core.envs.maze_layout import LAYOUTS
 from diffuser_core.envs.stacking_tasks import TASKS
 
@@ -47,14 +48,17 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest='verb', required=True, metavar=' | '.join(VERBS))
 
     collect = verbs.add_parser('collect', help='make demonstrations')
-    collect.add_argument('task', choices=['kuka_stack', *(f'maze2d_{size}' for size in LAYOUTS)])
+    collect.add_argument('task', choices=['kuka_stack', *(f'maze2d_{size}' for size in LAYOUTS), 'locomotion'])
+    collect.add_argument('--robot', choices=list(ROBOTS), default=None, help='of locomotion; default: hopper')
+    collect.add_argument('--quality', choices=['medium', 'medium-replay', 'medium-expert', 'expert'], default=None,
+                         help='of locomotion; default: medium-expert')
     collect.add_argument('--demonstrations', type=int, default=None, help='of kuka_stack; default: 10000')
-    collect.add_argument('--steps', type=int, default=None, help='of a maze; default: as many as D4RL has, 1 to 4 million')
+    collect.add_argument('--steps', type=int, default=None, help='of a maze or of locomotion; default: as many as D4RL has')
     collect.add_argument('--d4rl-controller', action='store_true',
                          help="in a maze: drive like D4RL's waypoint controller alone; default: corners are cut more or less")
     collect.add_argument('--seed-start', type=int, default=100_000, help='seeds below 10000 are for evaluation')
     collect.add_argument('--workers', type=int, default=None, help='processes; default: one a core')
-    collect.add_argument('--out', type=Path, default=None, help='default: runs/collect/<task>')
+    collect.add_argument('--out', type=Path, default=None, help='default: runs/collect/<task>, of locomotion <robot>_<quality>')
     collect.set_defaults(run=_collect)
 
     train = verbs.add_parser('train', help='train a planner; continues an interrupted run')
@@ -64,10 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument('--threads', type=int, default=None, help='CPU threads; default: all cores')
     train.add_argument('--out', type=Path, default=None, help='default: runs/train/<name>')
     train.add_argument('--classifier', action='store_true', help='the configuration is of a guiding classifier, not of a planner')
+    train.add_argument('--value', action='store_true', help='the configuration is of a return predictor, not of a planner')
     train.set_defaults(run=_train)
 
     evaluate = verbs.add_parser('evaluate', help='score a checkpoint or a baseline; continues an interrupted run')
-    suites = evaluate.add_subparsers(dest='suite', required=True, metavar='stacking | maze2d')
+    suites = evaluate.add_subparsers(dest='suite', required=True, metavar='stacking | maze2d | locomotion')
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument('--checkpoint', type=Path, default=None, help='default: the shipped one')
     common.add_argument('--episodes', type=int, default=100, help='of each task')
@@ -114,6 +119,24 @@ def _parser() -> argparse.ArgumentParser:
     mazes.add_argument('--pictures', action='store_true', help='draw the best, median and worst episode of each task')
     mazes.set_defaults(run=_evaluate_mazes)
 
+    running = suites.add_parser('locomotion', parents=[common], help='hopper, walker and half cheetah, Table 2 of the paper')
+    running.set_defaults(episodes=15, seed_start=100)
+    running.add_argument('--robot', choices=list(ROBOTS), default='hopper')
+    running.add_argument('--quality', choices=['medium', 'medium-replay', 'medium-expert'], default='medium-expert',
+                         help='of the data that the planner was trained on')
+    running.add_argument('--policy', default=None, help="a baseline in the planner's place: 'random', 'behaviour-medium', "
+                         "'behaviour-best', 'mppi' (the checkpoint as a model of the dynamics alone), or a file such as "
+                         'runs/baselines/hopper_medium-expert_bc/policy.pt')
+    running.add_argument('--paper', action='store_true', help="plan as the released code does: 64 candidates, all denoising "
+                         'steps, every plan from noise; minutes an episode')
+    running.add_argument('--guide-scale', type=float, default=None, help="factor of the return's gradient; 0: no guide")
+    running.add_argument('--candidates', type=int, default=None, help='plans drawn at once; the one of the best return is taken')
+    running.add_argument('--cold', action='store_true', help='make every plan from noise')
+    running.add_argument('--rule', default=None, help='how the guide bends plans: score (default), algorithm1 or released')
+    running.add_argument('--replan-every', type=int, default=1, metavar='TICKS', help='control ticks between two plans')
+    running.add_argument('--backend', default='traced', help='how networks are executed: traced (default), openvino, ...')
+    running.set_defaults(run=_evaluate_locomotion)
+
     inspect = verbs.add_parser('inspect', help='say what a checkpoint is')
     inspect.add_argument('checkpoint', type=Path)
     inspect.set_defaults(run=_inspect)
@@ -121,8 +144,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _collect(options: argparse.Namespace) -> None:
-    out = options.out or Path('runs/collect') / options.task
-    if options.task == 'kuka_stack':
+    robot, quality = options.robot or 'hopper', options.quality or 'medium-expert'
+    locomotion = options.task == 'locomotion'
+    if not locomotion and (options.robot is not None or options.quality is not None):
+        raise ValueError(f'{options.task} takes neither --robot nor --quality; they are for locomotion')
+    out = options.out or Path('runs/collect') / (f'{robot}_{quality}' if locomotion else options.task)
+    if locomotion:
+        from diffuser_core.experts.collect_locomotion import collect_locomotion
+        if options.demonstrations is not None or options.d4rl_controller:
+            raise ValueError('locomotion takes neither --demonstrations nor --d4rl-controller; --steps says how many')
+        summary = collect_locomotion(out, robot, quality, options.seed_start, options.workers, steps=options.steps)
+    elif options.task == 'kuka_stack':
         from diffuser_core.experts.collect import collect
         if options.steps is not None or options.d4rl_controller:
             raise ValueError('kuka_stack takes neither --steps nor --d4rl-controller; --demonstrations says how many')
@@ -141,14 +173,21 @@ def _train(options: argparse.Namespace) -> None:
 
     from diffuser_core.config import load_config
     from diffuser_core.train.config import TrainConfig
-    from diffuser_core.train.data_sets import load_stacking, load_training_data
+    from diffuser_core.train.data_sets import load_rewarded, load_stacking, load_training_data
     from diffuser_core.train.stacking_classifier import ClassifierConfig, train_stacking_classifier
     from diffuser_core.train.trainer import Trainer
+    from diffuser_core.train.value import ValueTrainConfig, train_return_predictor
+    if options.value and options.classifier:
+        raise ValueError('a run is of a planner, of a --classifier or of a --value, one at a time')
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     if options.classifier:
         judge = load_config(ClassifierConfig, options.config, options.overrides)
         print(json.dumps(train_stacking_classifier(judge, load_stacking(judge.data), options.command), indent=2))
+        return
+    if options.value:
+        predictor = load_config(ValueTrainConfig, options.config, options.overrides)
+        print(json.dumps(train_return_predictor(predictor, load_rewarded(predictor.data), options.command), indent=2))
         return
     config = load_config(TrainConfig, options.config, options.overrides)
     data = load_training_data(config.data.path, whole=config.data.whole_episodes)
@@ -208,6 +247,29 @@ def _evaluate_mazes(options: argparse.Namespace) -> None:
         workers=options.workers, sampling=replace(MAZE_SAMPLING, **sampling), **chosen)
     out = options.out or Path('runs/evaluate') / ('maze2d' if options.policy is None else f'maze2d_{suite.name}')
     print(format_maze_rows(evaluate_mazes(suite, out, options.command, pictures=options.pictures)['rows']))
+
+
+def _evaluate_locomotion(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from diffuser_core.envs.locomotion_policy import LocomotionSettings
+    from diffuser_core.evaluate.locomotion import LocomotionSuite, evaluate_locomotion, format_locomotion_rows
+    sampling = _sampling(options) | ({} if options.rule is None else {'rule': options.rule})
+    chosen = {name: getattr(options, name) for name in ('guide_scale', 'candidates') if getattr(options, name) is not None}
+    if options.cold:
+        chosen['warm'] = False
+    if (options.policy is not None or options.paper) and (sampling or chosen):
+        raise ValueError('a baseline and --paper have settings of their own; leave out --guide-scale, --candidates, --cold, '
+                         '--rule, --steps, --warm-steps and --warm-level')
+    if options.policy is not None and (options.paper or options.replan_every != 1 and options.policy != 'mppi'):
+        raise ValueError('a baseline does not plan; leave out --paper and --replan-every')
+    ours = LocomotionSettings()
+    settings = replace(ours, **chosen, sampling=replace(ours.sampling, **sampling)) if sampling or chosen else None
+    suite = LocomotionSuite(options.robot, options.quality, options.checkpoint, options.policy, settings, options.paper,
+                            options.episodes, options.seed_start, options.replan_every, options.workers, options.backend)
+    name = f'{options.robot}_{options.quality}' + ('' if options.policy is None else f'_{suite.name}')
+    summary = evaluate_locomotion(suite, options.out or Path('runs/evaluate') / name, options.command)
+    print(format_locomotion_rows(summary['rows']))
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from diffuser_core.backends import LoopGraphs, execute
 from diffuser_core.budget import Budget, Pace
 from diffuser_core.checkpoint import Checkpoint
 from diffuser_core.conditions import Conditions
+from diffuser_core.guide_library import ValueGuide
 from diffuser_core.guides import Guide, deferred_checks, normal_gradient
 from diffuser_core.sampler import Denoised, Denoiser, Guidance, SoftKnown, denoise, noised_start
 from diffuser_core.sampling import DEFAULT_SAMPLING, Sampling
@@ -58,6 +59,7 @@ class Planner:
                  clip: bool = False) -> None:
         self.checkpoint = checkpoint
         self.device = torch.device(device)
+        self._backend = backend
         self._normalizer = checkpoint.normalizer.to(self.device)
         diffusion = checkpoint.diffusion
         network = checkpoint.network().to(self.device)
@@ -98,6 +100,14 @@ class Planner:
     def conditions(self, horizon: int | None = None) -> Conditions:
         """Empty conditions for this model's channels, to add known values to; `horizon` steps, default: training's."""
         return Conditions.none(self.checkpoint.horizon if horizon is None else horizon, self.channels)
+
+    def value_guide(self) -> ValueGuide:
+        """The checkpoint's return predictor as a guide; ValueError if it has none."""
+        if self.checkpoint.value is None:
+            raise ValueError('the checkpoint has no return predictor; "train --value" trains one')
+        backend = 'eager' if self._graphs is not None else self._backend
+        return self.checkpoint.value.guide(self._normalizer, self.checkpoint.horizon, backend=backend,
+                                           levels=self.checkpoint.diffusion.levels)
 
     def warm_up(self, horizon: int | None = None, count: int = 1, sampling: Sampling = DEFAULT_SAMPLING, *,
                 guide: Guide | None = None, select: Guide | None = None, wanted: bool = False) -> None:
@@ -193,6 +203,32 @@ class Planner:
             raise FloatingPointError('the network returned a plan with non-finite values')
         return [Plan(row, self.channels, t0, self.step_dt, provenance)
                 for row, provenance in zip(values, self._provenance(drawn, visited, task.warm, count))]
+
+    def predict(self, observation: np.ndarray, actions: np.ndarray, *, steps: int = 5) -> np.ndarray:
+        """The model as a model of the dynamics: trajectories (count, horizon, channels) that start at `observation`
+        (observations,) and hold the `actions` (count, horizon, actions), their states drawn in `steps` DDIM steps; physical
+        units. ValueError for other shapes.
+        """
+        count, horizon, size = actions.shape if actions.ndim == 3 else (0, 0, 0)
+        if count < 1 or size != self.channels.actions:
+            raise ValueError(f'actions to predict from need shape (count, horizon, {self.channels.actions}), got {actions.shape}')
+        present, values, _ = self._known(observation, self.conditions(horizon))
+        if len(present) != horizon:
+            raise ValueError('predictions need a horizon that is a multiple of '
+                             f'{self.checkpoint.model.horizon_multiple}, got {horizon}')
+        known = np.repeat(values[None], count, axis=0)
+        known[..., :size] = actions
+        mask = present.copy()
+        mask[:, :size] = True
+        normal, seen = (self._normalizer.normalize(torch.from_numpy(rows).float().to(self.device)) for rows in (known, values))
+        told = torch.from_numpy(present).to(self.device)
+        context = None if self._denoiser.encode is None else self._denoiser.encode(seen[None], told[None])
+        noise = torch.randn(normal.shape, generator=self._generator, device=self.device)
+        visited = strided_levels(self._denoiser.schedule.levels, steps)
+        with torch.no_grad():
+            drawn = denoise(replace(self._denoiser, encode=lambda *_: context), noise, visited, normal,
+                            torch.from_numpy(mask).to(self.device), self._generator)
+            return self._normalizer.denormalize(drawn.clean).double().cpu().numpy()
 
     def _seen_by(self, watch: Callable[[int, np.ndarray], None] | None, horizon: int) \
             -> Callable[[int, torch.Tensor], None] | None:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diffuser_core.evaluate.baselines.encoding import Transitions, load_transitions
+from diffuser_core.evaluate.baselines.locomotion import load_locomotion_transitions
 from diffuser_core.evaluate.baselines.mazes import load_maze_transitions
 
 BATCH = {'bc': 256, 'bcq': 100, 'cql': 100, 'iql': 256}
@@ -118,7 +119,7 @@ def main() -> int:
     """Returns the exit code: 2 after a mistake of the user's, said in one line; 130 after an interrupt."""
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
     parser.add_argument('algorithm', choices=list(BATCH))
-    parser.add_argument('--task', default='kuka_stack', help='kuka_stack, maze2d_umaze, maze2d_medium or maze2d_large')
+    parser.add_argument('--task', default='kuka_stack', help='kuka_stack, maze2d_umaze, ..., or hopper_medium-expert, ...')
     parser.add_argument('--data', type=Path, default=None, help='what `collect` wrote; default: runs/collect/<task>')
     parser.add_argument('--steps', type=int, required=True, help='gradient steps in all')
     parser.add_argument('--out', type=Path, default=None, help='default: runs/baselines/<algorithm> or <maze>_<algorithm>')
@@ -131,11 +132,12 @@ def main() -> int:
         if options.steps < 1:
             raise ValueError(f'at least one step is needed, got {options.steps}')
         stacking = options.task == 'kuka_stack'
+        load = load_transitions if stacking else load_maze_transitions if options.task.startswith('maze2d') \
+            else load_locomotion_transitions
         data = options.data or Path('runs/collect') / options.task
         name = options.algorithm if stacking else f'{options.task}_{options.algorithm}'
-        summary = train(options.algorithm, load_transitions(data) if stacking else load_maze_transitions(data), options.steps,
-                        options.out or Path('runs/baselines') / name, seed=options.seed, device=options.device,
-                        command=' '.join(['python', *sys.argv]))
+        summary = train(options.algorithm, load(data), options.steps, options.out or Path('runs/baselines') / name,
+                        seed=options.seed, device=options.device, command=' '.join(['python', *sys.argv]))
     except KeyboardInterrupt:
         print('interrupted; the same command continues where it last saved', file=sys.stderr)
         return 130

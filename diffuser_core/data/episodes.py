@@ -39,6 +39,8 @@ class EpisodeData:
     actions       how many of the channels are actions
     tick_dt       time between rows [s]
     fingerprint   sha256 of the arrays, in hexadecimal
+    rewards       (rows,) float32 for the step that follows each row, 0 at the last row of a segment; None unless read whole
+    terminated    (segments,) whether an episode came to its own end, such as a fall, and was not cut off; None unless read whole
     """
 
     observations: NDArray[np.float32]
@@ -48,6 +50,8 @@ class EpisodeData:
     actions: int
     tick_dt: float
     fingerprint: str
+    rewards: NDArray[np.float32] | None = None
+    terminated: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.bounds)
@@ -95,6 +99,9 @@ def _read(name: str, where: str, whole: bool) -> EpisodeData:
                 check_sizes(file, path)
         actions_dim = int(np.prod(dataset.action_space.shape))
 
+    rewards: list[NDArray[np.float32]] = []
+    terminated: list[bool] = []
+
     def episodes() -> Iterator[Episode]:
         source = dataset.iterate_episodes()
         while True:
@@ -103,12 +110,19 @@ def _read(name: str, where: str, whole: bool) -> EpisodeData:
                 if episode is None:
                     return
                 journeys = None if whole else (episode.infos or {}).get('journey')
+                if whole and len(episode.actions) >= 2:
+                    rewards.append(np.append(episode.rewards, 0.0).astype(np.float32))
+                    terminated.append(bool(episode.terminations[-1]))
             yield (_flat(episode.observations, where), np.asarray(episode.actions),
                    None if journeys is None else np.asarray(journeys))
 
     rows, bounds, fingerprint = segments_of(episodes(), where)
     channels, units, tick_dt = _describe(dataset, actions_dim, rows.shape[1] - actions_dim, where)
-    return EpisodeData(rows, bounds, channels, units, actions_dim, tick_dt, fingerprint)
+    paid = np.concatenate(rewards) if whole else None
+    if paid is not None and not np.isfinite(paid).all():
+        raise ValueError(f'the data set {where} cannot be used: it holds rewards that are not finite')
+    return EpisodeData(rows, bounds, channels, units, actions_dim, tick_dt, fingerprint, paid,
+                       np.array(terminated) if whole else None)
 
 
 @contextmanager

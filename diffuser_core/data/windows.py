@@ -56,6 +56,8 @@ class Windows:
     segments  (S, 2) first and last row of each
     goal      columns shown as a goal on the last step in `goal_share` of the windows. The others are drawn without a goal,
               from the first three quarters of their segment: after that the data would teach to rest.
+    latest    (S,) last row at which a window may start, for motions that do not rest at their end: windows then start at any of
+              the rows up to there, all equally likely
     jitter    (channels,) largest standard deviation of the noise added to the first row, physical units. Plans are learnt that
               return from there to the demonstrated way; without it a small error of the arm is taken for what it wants.
     """
@@ -63,12 +65,14 @@ class Windows:
     START_SHARE = 0.1
 
     def __init__(self, rows: torch.Tensor, segments: torch.Tensor, *, horizon: int, stride: int, goal: Sequence[int],
-                 goal_share: float, symmetries: Symmetries, jitter: torch.Tensor) -> None:
+                 goal_share: float, symmetries: Symmetries, jitter: torch.Tensor,
+                 latest: torch.Tensor | None = None) -> None:
         lengths = segments[:, 1] - segments[:, 0] + 1
         if len(segments) == 0 or int(lengths.min()) < 2:
             raise ValueError('training needs at least one segment of two rows')
         self._rows, self._first, self._last = rows, segments[:, 0], segments[:, 1]
-        self._ends = torch.cumsum(lengths, 0)
+        self._ends = torch.cumsum(lengths if latest is None else latest - segments[:, 0] + 1, 0)
+        self._anywhere = latest is not None
         self._offsets = torch.arange(horizon, device=rows.device) * stride
         self._goal = torch.tensor(list(goal), dtype=torch.int64, device=rows.device)
         self._goal_share = goal_share
@@ -78,17 +82,26 @@ class Windows:
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Windows (count, horizon, channels) in physical units and the mask of what the planner will know."""
+        windows, mask, _ = self.sample_with_starts(count, generator)
+        return windows, mask
+
+    def sample_with_starts(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `sample`, and the rows (count,) at which the windows start."""
         device = self._rows.device
 
         def uniform() -> torch.Tensor:
             return torch.rand(count, generator=generator, device=device)
 
-        segment = torch.searchsorted(self._ends, (uniform() * self._ends[-1]).long(), right=True).clamp_max(len(self._first) - 1)
+        place = (uniform() * self._ends[-1]).long()
+        segment = torch.searchsorted(self._ends, place, right=True).clamp_max(len(self._first) - 1)
         first, last = self._first[segment], self._last[segment]
         with_goal = uniform() < self._goal_share if len(self._goal) else torch.zeros(count, dtype=torch.bool, device=device)
         span = (last - first).float() * torch.where(with_goal, 1.0, 0.75)
         start = first + (uniform() * (span + 1.0)).long()
         start = torch.where(uniform() < self.START_SHARE, first, start)
+        if self._anywhere:
+            before = torch.where(segment > 0, self._ends[segment - 1], torch.zeros_like(place))
+            start = first + (place - before)
         index = torch.minimum(start[:, None] + self._offsets, last[:, None])
         windows = self._rows[index]
 
@@ -105,4 +118,4 @@ class Windows:
         mask[:, 0] = True
         if len(self._goal):
             mask[:, -1, self._goal] = with_goal[:, None]
-        return windows, mask
+        return windows, mask, start

@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,9 +43,12 @@ class Recipe:
     """What is collected.
 
     record      seeds of a shard, and whether to stop -> its columns, one row a tick: observations, actions, rewards, truncations
-                and `infos`; no columns if nothing came of the seeds, None if it was stopped. It is sent to other processes
+                and `infos`; no columns if nothing came of the seeds, None if it was stopped. It is sent to other processes.
+                With the columns terminations and last_observations, (episodes, observations), a shard is cut into episodes
+                wherever one was terminated or truncated
     settings    what the data follow from; data of other settings are kept apart
     unit        what a seed gives, for the progress bar
+    reference_scores  returns that a normalised score calls 0 and 100, stored with the data; None if there are none
     """
 
     dataset_id: str
@@ -56,6 +59,7 @@ class Recipe:
     settings: dict[str, Any]
     unit: str
     record: Callable[[range, Callable[[], bool]], Columns | None]
+    reference_scores: tuple[float, float] | None = None
 
 
 def collect_shards(out: Path, recipe: Recipe, seeds: range, shard_size: int, workers: int | None, progress: bool) -> float:
@@ -168,31 +172,47 @@ def _assemble(out: Path, recipe: Recipe, shards: list[Path]) -> None:
             with np.load(path) as columns:
                 if "observations" not in columns:
                     continue
-                episode = EpisodeBuffer(
-                    observations=_with_last(columns["observations"]),
-                    actions=columns["actions"],
-                    rewards=columns["rewards"],
-                    terminations=np.zeros(len(columns["rewards"]), dtype=bool),
-                    truncations=columns["truncations"],
-                    infos={name: _with_last(columns[name]) for name in recipe.infos},
-                )
+                episodes = [EpisodeBuffer(**episode) for episode in _episodes(columns, recipe.infos)]
             if dataset is None:
                 dataset = minari.create_dataset_from_buffers(
                     recipe.dataset_id,
-                    [episode],
+                    episodes,
                     env=gymnasium.spec(recipe.env_id),
                     algorithm_name=recipe.algorithm,
                     description=recipe.description,
                     data_format="hdf5",
+                    **_references(recipe),
                 )
             else:
-                dataset.update_dataset_from_buffer([episode])
+                dataset.update_dataset_from_buffer(episodes)
     if dataset is None:
         raise RuntimeError(f"no demonstration of {len(shards)} shards in {out} succeeded: there is no data to write")
     (out / recipe.dataset_id).parent.mkdir(parents=True, exist_ok=True)
     os.replace(building / recipe.dataset_id, out / recipe.dataset_id)
     shutil.rmtree(building)
     shutil.rmtree(out / "shards")
+
+
+def _references(recipe: Recipe) -> dict[str, Any]:
+    return {} if recipe.reference_scores is None else dict(zip(("ref_min_score", "ref_max_score"), recipe.reference_scores))
+
+
+def _episodes(columns: Mapping[str, NDArray[Any]], infos: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """The fields of a Minari episode for each that a shard holds."""
+    rows = len(columns["rewards"])
+    terminated = columns["terminations"] if "terminations" in columns else np.zeros(rows, dtype=bool)
+    whole = {name: columns[name] for name in ("observations", "actions", "rewards", "truncations", *infos)}
+    if "terminations" not in columns:
+        ends, lasts = np.array([rows]), whole["observations"][-1:]
+    else:
+        ends, lasts = np.flatnonzero(terminated | whole["truncations"]) + 1, columns["last_observations"]
+    for first, end, last in zip([0, *ends[:-1]], ends, lasts):
+        yield {
+            "observations": np.concatenate([whole["observations"][first:end], last[None]]),
+            **{name: whole[name][first:end] for name in ("actions", "rewards", "truncations")},
+            "terminations": terminated[first:end],
+            "infos": {name: _with_last(whole[name][first:end]) for name in infos},
+        }
 
 
 def _with_last(values: NDArray[Any]) -> NDArray[Any]:

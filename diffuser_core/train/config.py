@@ -26,6 +26,8 @@ class DataConfig:
     stride        control ticks a step
     whole_episodes  windows are cut from whole episodes, anywhere, as the paper does; else from the journeys that an episode
                   consists of, whose ends they hold
+    continuing    for motions that do not rest at the end of an episode: windows start anywhere, each row equally likely, and end
+                  before the end of episodes that were cut off; those that fell hold their last row. Needs whole_episodes
     normalizer    'limits', 'gaussian' or 'identity'
     least_scale   the normaliser's smallest scale [the channel's unit], so that no trembling channel fills the range
     """
@@ -40,12 +42,15 @@ class DataConfig:
     horizon: int = 64
     stride: int = 1
     whole_episodes: bool = False
+    continuing: bool = False
     normalizer: str = 'limits'
     least_scale: float = 1e-6
 
     def __post_init__(self) -> None:
         if self.horizon < 2 or self.stride < 1:
             raise ValueError(f'data.horizon must be at least 2 and data.stride at least 1, got {self.horizon}, {self.stride}')
+        if self.continuing and (not self.whole_episodes or self.goal):
+            raise ValueError('data.continuing needs data.whole_episodes and no data.goal')
         if not self.least_scale > 0.0:
             raise ValueError(f'data.least_scale must be positive, got {self.least_scale}')
         if any(not size >= 0.0 for size in self.jitter.values()):

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from diffuser_core.data.demonstrations import DATASET_ID, SegmentData, load_segments
-from diffuser_core.data.episodes import MINARI_PREFIX, load_episodes
+from diffuser_core.data.episodes import MINARI_PREFIX, EpisodeData, load_episodes
 from diffuser_core.envs.stacking_features import as_features
 
-__all__ = ['TrainingData', 'load_stacking', 'load_training_data']
+__all__ = ['TrainingData', 'latest_starts', 'load_rewarded', 'load_stacking', 'load_training_data']
 
 
 class TrainingData(Protocol):
@@ -50,6 +51,23 @@ def load_training_data(path: str, *, whole: bool = False) -> TrainingData:
     if whole:
         raise ValueError(f'data.whole_episodes is not for stacking demonstrations, which {path} holds')
     return load_stacking(path)
+
+
+def load_rewarded(path: str) -> EpisodeData:
+    """Whole episodes with their rewards; ValueError for stacking demonstrations, which have none."""
+    data = load_training_data(path, whole=True)
+    assert isinstance(data, EpisodeData)
+    return data
+
+
+def latest_starts(data: TrainingData, horizon: int, stride: int) -> torch.Tensor:
+    """Last row (segments,) at which a window of `horizon` rows, `stride` ticks apart, may start: one row before the end in
+    episodes that came to their own end, so that windows hold it; the last that fits in those that were cut off."""
+    terminated = getattr(data, 'terminated', None)
+    if terminated is None:
+        raise ValueError('data.continuing needs a data set that says how its episodes ended')
+    first, end = torch.from_numpy(data.bounds).unbind(1)
+    return torch.where(torch.from_numpy(terminated), end - 2, torch.maximum(end - 1 - (horizon - 1) * stride, first))
 
 
 def _is_stacking(path: Path) -> bool:

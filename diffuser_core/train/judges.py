@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch.nn import functional
+from tqdm import trange
 
 from diffuser_core.diffusion import noised
 from diffuser_core.schedule import NoiseSchedule
@@ -17,10 +18,11 @@ Batch = Callable[[torch.Generator], tuple[torch.Tensor, torch.Tensor]]
 
 
 def discounted_returns(rewards: torch.Tensor, discount: float = 0.997, terminated: bool = False,
-                       termination_penalty: float | None = None) -> torch.Tensor:
+                       termination_penalty: float | None = None, after: float = 0.0) -> torch.Tensor:
     """Return from every step of one episode to its end, sum of discount^k r; rewards (steps,) -> (steps,), float64.
 
     With a `termination_penalty`, the last reward of an episode that `terminated` is replaced by it (the released code: -100).
+    `after` is the return of what would have followed an episode that did not terminate, but was cut off.
     """
     if rewards.dim() != 1 or len(rewards) == 0 or not 0.0 < discount <= 1.0:
         raise ValueError(f'returns need rewards of shape (steps,) and a discount in (0, 1], got {tuple(rewards.shape)} and '
@@ -28,21 +30,21 @@ def discounted_returns(rewards: torch.Tensor, discount: float = 0.997, terminate
     rewards = rewards.double().clone()
     if terminated and termination_penalty is not None:
         rewards[-1] = termination_penalty
-    returns = torch.empty_like(rewards)
-    later = torch.zeros((), dtype=torch.float64)
-    for t in range(len(rewards) - 1, -1, -1):
-        later = rewards[t] + discount * later
-        returns[t] = later
-    return returns
+    later, returns = 0.0 if terminated else after, []
+    for reward in reversed(rewards.tolist()):
+        later = reward + discount * later
+        returns.append(later)
+    return torch.tensor(returns[::-1], dtype=torch.float64)
 
 
 def train_value(network: ValueNetwork, sample: Batch, schedule: NoiseSchedule, *, steps: int, learning_rate: float = 2e-4,
-                seed: int = 0) -> list[float]:
+                seed: int = 0, progress: bool = False) -> list[float]:
     """Fit `network` to E[return | noised trajectory, level] by squared error; returns the loss of every step.
 
     sample  generator -> (trajectories (batch, horizon, channels) in normal units, returns (batch,), best scaled to about 1)
     """
-    return _train(network, sample, schedule, lambda out, wanted: functional.mse_loss(out, wanted), steps, learning_rate, seed)
+    return _train(network, sample, schedule, lambda out, wanted: functional.mse_loss(out, wanted), steps, learning_rate, seed,
+                  progress)
 
 
 def train_classifier(network: StepClassifier, sample: Batch, schedule: NoiseSchedule, *, steps: int,
@@ -56,13 +58,13 @@ def train_classifier(network: StepClassifier, sample: Batch, schedule: NoiseSche
 
 def _train(network: ValueNetwork | StepClassifier, sample: Batch, schedule: NoiseSchedule,
            loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], steps: int, learning_rate: float,
-           seed: int) -> list[float]:
+           seed: int, progress: bool = False) -> list[float]:
     device = next(network.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
     network.train()
     losses = []
-    for step in range(steps):
+    for step in trange(steps, disable=not progress, unit='step'):
         clean, wanted = sample(generator)
         i = torch.randint(0, schedule.levels, (len(clean),), generator=generator, device=device)
         noise = torch.randn(clean.shape, generator=generator, device=device)

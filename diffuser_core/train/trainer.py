@@ -25,7 +25,7 @@ from diffuser_core.diffusion import LossWeights, training_loss
 from diffuser_core.normalize import Normalizer
 from diffuser_core.schedule import NoiseSchedule
 from diffuser_core.train.config import LossConfig, TrainConfig
-from diffuser_core.train.data_sets import TrainingData
+from diffuser_core.train.data_sets import TrainingData, latest_starts
 from diffuser_core.trajectory import Channels
 from diffuser_core.unet import TemporalUNet
 
@@ -67,8 +67,9 @@ class Trainer:
         held_out = max(1, round(HELD_OUT * len(segments)))
         if len(segments) <= held_out:
             raise TrainError(f'training needs at least 2 segments, the data has {len(segments)}')
-        self._train = self._windows(rows, segments[:-held_out])
-        self._validation = self._windows(rows, segments[-held_out:])
+        latest = latest_starts(data, config.data.horizon, config.data.stride) if config.data.continuing else None
+        self._train = self._windows(rows, segments[:-held_out], None if latest is None else latest[:-held_out])
+        self._validation = self._windows(rows, segments[-held_out:], None if latest is None else latest[-held_out:])
 
         torch.manual_seed(config.seed)
         self.network = TemporalUNet(len(names), config.model, things)
@@ -102,7 +103,7 @@ class Trainer:
         weights = LossWeights(factors, loss.discount, loss.first_action)
         return weights.over(torch.Size((1, self.config.data.horizon, len(self.channels))), self.channels.actions, self.device)
 
-    def _windows(self, rows: torch.Tensor, segments: torch.Tensor) -> Windows:
+    def _windows(self, rows: torch.Tensor, segments: torch.Tensor, latest: torch.Tensor | None = None) -> Windows:
         data = self.config.data
         jitter = torch.zeros(len(self.channels), device=self.device)
         for pattern, size in data.jitter.items():
@@ -110,7 +111,7 @@ class Trainer:
         symmetries = Symmetries(self._symmetries.permutations.to(self.device), self._symmetries.mirror.to(self.device))
         return Windows(rows.to(self.device), segments.to(self.device), horizon=data.horizon, stride=data.stride,
                        goal=self.channels.indices(self._goal).tolist(), goal_share=data.goal_share, symmetries=symmetries,
-                       jitter=jitter)
+                       jitter=jitter, latest=None if latest is None else latest.to(self.device))
 
     def run(self, *, progress: bool = True) -> dict[str, Any]:
         """Train to the configured number of steps and return the summary; an interrupt saves first, then propagates."""

@@ -1,0 +1,236 @@
+"""Behaviour policies, the data that they make, and what planners and return predictors learn from it."""
+
+import json
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+import yaml
+from locomotion_parts import actor, actors
+
+from diffuser_core.checkpoint import Checkpoint
+from diffuser_core.cli import main
+from diffuser_core.config import load_config
+from diffuser_core.data.windows import Symmetries, Windows
+from diffuser_core.envs.locomotion import ROBOTS, robot_of, score
+from diffuser_core.evaluate.baselines.locomotion import load_locomotion_transitions
+from diffuser_core.experts.behaviour import Actor, load_actors, save_actors
+from diffuser_core.experts.collect_locomotion import collect_locomotion, drive, snapshots_of
+from diffuser_core.experts.train_behaviour import pack
+from diffuser_core.shipped import config_folder
+from diffuser_core.train.config import TrainConfig
+from diffuser_core.train.data_sets import latest_starts, load_rewarded
+from diffuser_core.train.value import ValueTrainConfig, returns_to_go
+from diffuser_core.trajectory import Channels
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('hopper')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        summary = collect_locomotion(folder / 'data', 'hopper', 'medium-expert', 100_000, 1, steps=600,
+                                     actors=actors(folder / 'actors.safetensors'), progress=False)
+    return folder / 'data', summary
+
+
+def test_the_robots_are_gymnasiums_and_the_scores_are_d4rls():
+    for robot in ROBOTS.values():
+        env = gymnasium.make(robot.env_id)
+        assert env.observation_space.shape == (robot.observations,) and env.action_space.shape == (robot.actions,)
+        assert (env.action_space.low == -1).all() and (env.action_space.high == 1).all()
+        env.close()
+    assert score(robot_of('hopper'), 3234.3) == 100.0 and score(robot_of('walker2d'), 1.629008) == 0.0
+    with pytest.raises(ValueError, match="no robot 'ant'; there are hopper, walker2d, halfcheetah"):
+        robot_of('ant')
+
+
+def test_an_actor_is_its_formula_and_draws_around_it():
+    made, rng = actor(), np.random.default_rng(1)
+    x = rng.normal(size=11)
+    hidden = torch.from_numpy(x).float()
+    for n in range(2):
+        hidden = torch.relu(torch.from_numpy(made.weights[n]).T @ hidden + torch.from_numpy(made.biases[n]))
+    mean, log_std = (torch.from_numpy(made.weights[n]).T @ hidden + torch.from_numpy(made.biases[n]) for n in (2, 3))
+    np.testing.assert_allclose(made.act(x), mean.tanh().numpy(), rtol=1e-5)
+    draws = np.arctanh(np.array([made.act(x, rng) for _ in range(4000)], dtype=np.float64).clip(-1 + 1e-9, 1 - 1e-9))
+    np.testing.assert_allclose(draws.mean(0), mean.numpy(), atol=0.06 * log_std.exp().max().item() + 0.02)
+    np.testing.assert_allclose(draws.std(0), log_std.exp().numpy(), rtol=0.1)
+
+
+def test_actors_that_do_not_fit_or_are_damaged_are_refused(tmp_path):
+    made = actor()
+    with pytest.raises(ValueError, match='do not go together'):
+        Actor((made.weights[0], made.weights[1][:2], *made.weights[2:]), made.biases)
+    with pytest.raises(ValueError, match='not finite'):
+        Actor(made.weights, (np.full_like(made.biases[0], np.nan), *made.biases[1:]))
+    path = actors(tmp_path / 'a.safetensors')
+    found, medium = load_actors(path)
+    assert list(found) == [10, 20, 30] and medium == 20
+    np.testing.assert_allclose(found[10].weights[0], actor(10).weights[0], rtol=1e-3)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match='a.safetensors does not hold behaviour policies'):
+        load_actors(path)
+    save_actors(path, {10: made}, 20, {})
+    with pytest.raises(ValueError, match='that of 20 training steps is missing'):
+        load_actors(path)
+    with pytest.raises(FileNotFoundError, match='no behaviour policies at'):
+        load_actors(tmp_path / 'none')
+
+
+def test_which_snapshots_drive():
+    assert snapshots_of([1, 2, 3, 4], 3, 'medium') == [3] and snapshots_of([1, 2, 3, 4], 3, 'expert') == [4]
+    assert snapshots_of([1, 2, 3, 4], 3, 'medium-expert') == [3, 4]
+    assert snapshots_of([1, 2, 3, 4], 3, 'medium-replay') == [1, 2, 3]
+    with pytest.raises(ValueError, match="no quality 'best'"):
+        snapshots_of([1], 1, 'best')
+
+
+def test_the_snapshots_to_ship_are_chosen_by_their_returns(tmp_path):
+    returns = {10: 50.0, 20: 90.0, 30: 120.0, 40: 100.0, 50: 300.0, 60: 200.0}
+    lines = [json.dumps({'steps': steps, 'return': value, 'score': value / 32}) for steps, value in returns.items()]
+    (tmp_path / 'evaluations.jsonl').write_text('\n'.join(lines) + '\n')
+    for steps in returns:
+        save_actors(tmp_path / 'snapshots' / f'{steps:08d}.safetensors', {steps: actor(steps)}, steps, {})
+    packed = pack(robot_of('hopper'), tmp_path, tmp_path / 'packed.safetensors')
+    assert (packed['medium'], packed['best']) == (30, 50)
+    found, medium = load_actors(tmp_path / 'packed.safetensors')
+    assert list(found) == [10, 20, 30, 50] and medium == 30
+    assert pack(robot_of('hopper'), tmp_path, tmp_path / 'packed.safetensors', 40)['medium'] == 40
+    with pytest.raises(ValueError, match='no snapshot of 45 steps'):
+        pack(robot_of('hopper'), tmp_path, tmp_path / 'packed.safetensors', 45)
+
+
+def test_data_hold_whole_episodes_that_can_be_driven_again(data):
+    folder, summary = data
+    episodes = load_rewarded(str(folder))
+    assert summary['steps'] == 600 and summary['episodes'] == len(episodes) and summary['snapshots'] == [20, 30]
+    assert episodes.channels[:4] == ('action.0', 'action.1', 'action.2', 'obs.0') and episodes.tick_dt == pytest.approx(0.008)
+    import minari
+
+    from diffuser_core.data.episodes import datasets_path
+    with datasets_path(folder):
+        stored = minari.load_dataset('diffuser/hopper/medium-expert-v0')
+        assert stored.storage.metadata['ref_max_score'] == 3234.3 and stored.storage.metadata['ref_min_score'] == -20.272305
+        first = next(iter(stored.iterate_episodes()))
+    env = gymnasium.make('Hopper-v5')
+    state, _ = env.reset(seed=100_000)
+    for t, action in enumerate(first.actions):
+        np.testing.assert_array_equal(state, first.observations[t])
+        state, reward, terminated, _, _ = env.step(action)
+        assert reward == pytest.approx(first.rewards[t])
+    np.testing.assert_array_equal(state, first.observations[-1])
+    assert bool(first.terminations[-1]) == terminated == bool(episodes.terminated[0])
+    assert (first.infos['snapshot'] == 20).all()
+    env.close()
+    begun, end = episodes.bounds[0]
+    np.testing.assert_allclose(episodes.rewards[begun:end - 1], first.rewards, rtol=1e-6)
+    assert episodes.rewards[end - 1] == 0.0
+
+
+def test_a_stretch_ends_cut_off_and_can_be_stopped(tmp_path):
+    path = actors(tmp_path / 'a.safetensors')
+    columns = drive(robot_of('hopper'), path, [10], 50, 7, range(7, 8), lambda: False)
+    ended = columns['terminations'] | columns['truncations']
+    assert ended[-1] and len(columns['last_observations']) == ended.sum() and len(columns['rewards']) == 50
+    assert drive(robot_of('hopper'), path, [10], 50, 7, range(7, 8), lambda: True) is None
+
+
+def test_windows_start_anywhere_but_end_with_what_was_cut_off(data):
+    episodes = load_rewarded(str(data[0]))
+    latest = latest_starts(episodes, 8, 1)
+    for (first, end), terminated, last in zip(episodes.bounds, episodes.terminated, latest.tolist()):
+        assert last == (end - 2 if terminated else max(first, end - 8))
+    rows = torch.arange(30.0)[:, None]
+    windows = Windows(rows, torch.tensor([[0, 9], [10, 29]]), horizon=4, stride=1, goal=(), goal_share=0.0,
+                      symmetries=Symmetries.of(Channels(('x',), ('m',)), (), ()), jitter=torch.zeros(1),
+                      latest=torch.tensor([8, 26]))
+    drawn, mask, starts = windows.sample_with_starts(6000, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn[:, 0, 0], starts.float()) and mask[:, 0].all() and not mask[:, 1:].any()
+    counts = torch.bincount(starts, minlength=30)
+    assert set(counts.nonzero()[:, 0].tolist()) == {*range(9), *range(10, 27)}
+    assert counts[counts > 0].min() > 0.6 * 6000 / 26 and counts.max() < 1.4 * 6000 / 26
+    ends = drawn[starts == 8][0, :, 0]
+    assert ends.tolist() == [8.0, 9.0, 9.0, 9.0]
+
+
+def test_returns_of_cut_off_and_of_ended_episodes(data):
+    episodes = load_rewarded(str(data[0]))
+    config = ValueTrainConfig('d', 'c', 'o', discount=0.9)
+    returns = returns_to_go(episodes, config)
+    (fallen,) = np.flatnonzero(episodes.terminated)[:1]
+    first, end = episodes.bounds[fallen]
+    rewards = episodes.rewards[first:end - 1].astype(np.float64)
+    assert returns[first] == pytest.approx((0.9 ** np.arange(len(rewards)) * rewards).sum())
+    (cut,) = np.flatnonzero(~episodes.terminated)[:1]
+    first, end = episodes.bounds[cut]
+    last = episodes.rewards[first:end - 1][-100:].mean() / 0.1
+    assert returns[end - 2] == pytest.approx(episodes.rewards[end - 2] + 0.9 * last)
+    penalised = returns_to_go(episodes, ValueTrainConfig('d', 'c', 'o', termination_penalty=-100.0, continuing=False))
+    assert penalised[episodes.bounds[fallen][1] - 2] == -100.0
+    assert penalised[end - 2] == pytest.approx(episodes.rewards[end - 2])
+
+
+def write(path, config):
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def test_a_planner_and_its_return_predictor_are_trained_on_it(tmp_path, data, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    planner = write(tmp_path / 'hopper.yaml', {
+        'name': 'hopper', 'data': {'path': str(data[0]), 'channels': ['*'], 'whole_episodes': True, 'continuing': True,
+                                   'horizon': 8, 'normalizer': 'gaussian'},
+        'model': {'width': 8, 'multipliers': [1, 2]}, 'diffusion': {'levels': 8, 'clip': False},
+        'optimizer': {'steps': 3, 'batch': 4, 'warmup': 1, 'precision': 'float32'}, 'loss': {'first_action': 10.0}})
+    assert main(['train', str(planner)]) == 0
+    judge = write(tmp_path / 'value.yaml', {
+        'data': str(data[0]), 'checkpoint': 'runs/train/hopper/checkpoint', 'out': 'runs/train/judged/checkpoint',
+        'network': {'width': 8, 'multipliers': [1, 8], 'head': 'flat'}, 'steps': 3, 'batch': 4})
+    assert main(['train', '--value', str(judge)]) == 0
+    made = Checkpoint.load(tmp_path / 'runs/train/judged/checkpoint')
+    assert made.value is not None and made.value.discount == 0.99 and made.horizon == 8
+    returns = returns_to_go(load_rewarded(str(data[0])), ValueTrainConfig('d', 'c', 'o'))
+    assert made.value.offset == pytest.approx(returns.mean()) and made.value.scale == pytest.approx(returns.std())
+    assert set(made.value.provenance['held_out']) == {f'level {i}' for i in (0, 2, 4, 5, 7)}
+    assert (tmp_path / 'runs/train/judged/calibration.png').stat().st_size > 1000
+    capsys.readouterr()
+    assert main(['train', '--value', str(judge), 'checkpoint=nowhere']) == 2
+    assert 'no checkpoint at nowhere' in capsys.readouterr().err
+    assert main(['train', '--value', str(judge), 'discount=1.5']) == 2
+    assert 'discount in (0, 1)' in capsys.readouterr().err
+    assert main(['train', '--value', '--classifier', str(judge)]) == 2
+    assert 'one at a time' in capsys.readouterr().err
+    assert main(['train', str(planner), 'data.whole_episodes=false']) == 2
+    assert 'data.continuing needs data.whole_episodes' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('words, why', [
+    (('locomotion', '--demonstrations', '3'), 'takes neither --demonstrations'), (('locomotion', '--steps', '-1'), 'at least 1'),
+    (('kuka_stack', '--robot', 'hopper'), 'takes neither --robot nor --quality')])
+def test_what_cannot_be_collected_is_said(tmp_path, capsys, words, why):
+    assert main(['collect', *words, '--out', str(tmp_path / 'out')]) == 2
+    assert why in capsys.readouterr().err and not (tmp_path / 'out').exists()
+
+
+def test_baselines_learn_from_the_same_steps(data, tmp_path):
+    episodes, found = load_rewarded(str(data[0])), load_locomotion_transitions(data[0])
+    cut = int((~episodes.terminated).sum())
+    assert len(found) == 600 - cut and found.terminals.sum() == episodes.terminated.sum()
+    assert found.fingerprint == episodes.fingerprint
+    first, end = episodes.bounds[0]
+    np.testing.assert_allclose(found.observations[:end - first - 1], episodes.observations[first:end - 1, 3:], rtol=1e-6)
+    np.testing.assert_allclose(found.next_observations[0], episodes.observations[first + 1, 3:], rtol=1e-6)
+    np.testing.assert_allclose(found.actions[:3], episodes.observations[first:first + 3, :3], rtol=1e-6)
+    with pytest.raises(FileNotFoundError, match='must hold one data set'):
+        load_locomotion_transitions(tmp_path)
+
+
+@pytest.mark.parametrize('robot', ['hopper', 'walker2d'])
+def test_the_shipped_configurations_are_valid_and_go_together(robot):
+    planner = load_config(TrainConfig, config_folder() / f'{robot}.yaml')
+    judge = load_config(ValueTrainConfig, config_folder() / f'{robot}_value.yaml')
+    assert planner.data.continuing and planner.data.path == judge.data == f'runs/collect/{robot}_medium-expert'
+    assert judge.checkpoint == f'runs/train/{planner.name}/checkpoint' and planner.name == robot
