@@ -32,6 +32,7 @@ from fuzz_targets import TARGETS, Target
 from tqdm import tqdm
 
 from diffuser_core import __version__
+from diffuser_core.workers import follow_parent
 
 START, NEXT, CLEAN, ACCEPTED, CRASHES = range(5)
 """What a worker counts: when it is ready; the input that it reads, or will read next; what came of those before."""
@@ -119,6 +120,7 @@ def read_all(name: str, inputs: int, seed: int, limits: Limits, out: Path, count
     """Read the inputs from `counts[NEXT]` on."""
     (target,) = (t for t in TARGETS if t.name == name)
     torch.set_num_threads(1)
+    follow_parent()
     signal.signal(signal.SIGPROF, _alarm)
     with tempfile.TemporaryDirectory() as folder:
         seeds = target.seeds(Path(folder))
