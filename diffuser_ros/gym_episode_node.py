@@ -183,10 +183,10 @@ class GymEpisodeNode(EpisodeClient):
         return episode
 
     def _pursue(self, status: GymEpisodeStatus) -> str:
-        """Set the environment's goal and return its id."""
-        if not status.goal_names:
-            raise EpisodeError(f'{self.settings.env} has no goal that a planner could be given')
-        request = SetGoal.Request(task='state', channels=list(status.goal_names), values=list(status.goal_values))
+        """Set the environment's goal, or to run where it has none, and return its id."""
+        request = SetGoal.Request(task='run')
+        if status.goal_names:
+            request = SetGoal.Request(task='state', channels=list(status.goal_names), values=list(status.goal_values))
         return self._call_until_accepted(self._set_goal, request, REFUSAL_TIMEOUT, 'the planner refused the goal').goal_id
 
     def _random_driver(self, seed: int) -> RandomDriver:

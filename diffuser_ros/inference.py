@@ -16,10 +16,11 @@ from diffuser_core.budget import Budget, Pace
 from diffuser_core.envs.policy_settings import PolicySettings
 from diffuser_core.latency import Injected, SlowChannel
 from diffuser_core.motion import Motion, Policy
+from diffuser_core.trajectory import Channels
 from diffuser_ros.validator import Validated
 
-__all__ = ['Beside', 'Change', 'Inference', 'Inline', 'Late', 'PlanningError', 'Request', 'Result', 'Session',
-           'SessionSettings', 'planned']
+__all__ = ['Beside', 'Change', 'Inference', 'Inline', 'Late', 'PlanningError', 'Ready', 'Request', 'Result', 'Session',
+           'SessionSettings', 'UNKNOWN', 'planned']
 
 Observation = Mapping[str, float]
 
@@ -89,6 +90,28 @@ class SessionSettings:
     policy: PolicySettings
     validator: str = ''
     attempts: int = 3
+
+
+def any_goal(goal: Any) -> None:
+    """Every goal will do."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What is to be known of a session that can plan.
+
+    check     raises GoalError for goals that its policy refuses, without asking the policy
+    backend   what the network runs on, one line (`run_setup.backend_here`); empty for a policy that was given
+    channels  of its plans; empty for a policy that was given
+    """
+
+    check: Callable[[Any], None] = any_goal
+    backend: str = ''
+    channels: Channels = Channels((), ())
+
+
+UNKNOWN = Ready()
+"""Of a policy that was given."""
 
 
 class Session:
@@ -163,7 +186,7 @@ class Session:
 class Inference(Protocol):
     """Where plans are made.
 
-    backend   what the network runs on, one line (`run_setup.backend_here`); empty for a policy that was given
+    ready       what is to be known of who plans
     generation  counts policies: a new number says that a fresh one has taken the place of one that died
     busy      whether a request is being answered
     trouble   why no plans come at the moment, one sentence, or empty
@@ -174,7 +197,7 @@ class Inference(Protocol):
     """
 
     @property
-    def backend(self) -> str: ...
+    def ready(self) -> Ready: ...
     @property
     def generation(self) -> int: ...
     @property
@@ -194,8 +217,8 @@ class Inline:
     busy = False
     trouble = ''
 
-    def __init__(self, session: Session, *, backend: str = '') -> None:
-        self.backend = backend
+    def __init__(self, session: Session, ready: Ready = UNKNOWN) -> None:
+        self.ready = ready
         self._session = session
         self._done: list[Result] = []
 
@@ -223,8 +246,8 @@ class Late:
     generation = 0
     trouble = ''
 
-    def __init__(self, session: Session, injected: Injected, *, backend: str = '') -> None:
-        self.backend = backend
+    def __init__(self, session: Session, injected: Injected, ready: Ready = UNKNOWN) -> None:
+        self.ready = ready
         self._session = session
         self._channel: SlowChannel[Result] = SlowChannel(injected)
         self._lost: list[Result] = []
@@ -256,16 +279,14 @@ class Beside:
     """In a thread: for GPUs, where the thread mostly waits.
 
     threads  CPU threads of the network
-    check    raises GoalError for a goal that the policy would refuse: asked at once, while planning goes on
     """
 
     generation = 0
     trouble = ''
 
-    def __init__(self, session: Session, *, threads: int, check: Callable[[Any], None] = lambda goal: None,
-                 backend: str = '') -> None:
-        self.backend = backend
-        self._session, self._threads, self._check = session, threads, check
+    def __init__(self, session: Session, ready: Ready = UNKNOWN, *, threads: int) -> None:
+        self.ready = ready
+        self._session, self._threads = session, threads
         self._inbox: queue.SimpleQueue[Request | Change | None] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[Result] = queue.SimpleQueue()
         self.busy = False
@@ -275,7 +296,7 @@ class Beside:
     def change(self, change: Change) -> None:
         """Make a change when the present planning run has ended."""
         if change.kind == 'goal':
-            self._check(change.goal)
+            self.ready.check(change.goal)
         self._inbox.put(change)
 
     def offer(self, request: Request) -> None:

@@ -12,12 +12,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 from diffuser_core.envs.goals import GoalError
-from diffuser_ros.inference import Change, PlanningError, Request, Result, Session, planned
+from diffuser_ros.inference import Change, PlanningError, Ready, Request, Result, Session, planned
 
 __all__ = ['PlanningProcess', 'main']
 
@@ -38,9 +37,8 @@ class PlanningProcess:
         self._restart = restart
         self._goal: Change | None = None
         self._busy = False
-        self._check: Callable[[Any], None] | None = None
+        self.ready = Ready()
         self.generation = 0
-        self.backend = ''
         self._start()
         if wait:
             try:
@@ -55,7 +53,7 @@ class PlanningProcess:
             self._process = subprocess.Popen([sys.executable, '-m', 'diffuser_ros.inference_process', str(theirs.fileno())],
                                              pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
         self._connection = Connection(ours.detach())
-        self._ready, self._failure = False, ''
+        self._can_plan, self._failure = False, ''
         self._busy = False
         self._started = time.monotonic()
         self._send(self.settings)
@@ -67,18 +65,17 @@ class PlanningProcess:
         """The process."""
         return self._process.pid
 
-    @property
-    def ready(self) -> bool:
+    def can_plan(self) -> bool:
         """Whether plans can be asked for; PlanningError if it failed to start."""
         self._read()
         if self._failure:
             raise PlanningError(self._failure)
-        return self._ready
+        return self._can_plan
 
     def wait_ready(self, timeout: float = START_TIMEOUT) -> None:
         """Until plans can be asked for."""
         end = self._started + timeout
-        while not self.ready:
+        while not self.can_plan():
             if time.monotonic() > end:
                 raise PlanningError(f'the planning process was not ready after {timeout:g} s')
             self._connection.poll(0.1)
@@ -86,21 +83,21 @@ class PlanningProcess:
     @property
     def busy(self) -> bool:
         """Whether a request is being answered, or the process is starting."""
-        return self._busy or not self._ready
+        return self._busy or not self._can_plan
 
     @property
     def trouble(self) -> str:
         """Why no plans come."""
-        if self._ready:
+        if self._can_plan:
             return ''
         return self._failure or 'the planning process has ended and is being started again'
 
     def change(self, change: Change) -> None:
         """Make a change before any later request; GoalError for a goal that the policy would refuse."""
         if change.kind == 'goal':
-            if self._check is None:
-                raise GoalError(self.trouble or 'the planning process is not ready')
-            self._check(change.goal)
+            if not self._can_plan:
+                raise GoalError(self.trouble)
+            self.ready.check(change.goal)
         self._goal = change if change.kind == 'goal' else None
         self._send(change)
 
@@ -140,7 +137,7 @@ class PlanningProcess:
                 elif isinstance(item, str):
                     self._failure = item
                 else:
-                    self._ready, self._check, self.backend = True, item.check, item.backend
+                    self._can_plan, self.ready = True, item
         except (EOFError, OSError):
             self._died()
         return results
@@ -149,7 +146,7 @@ class PlanningProcess:
         if self._failure:
             return
         self.generation += 1
-        was_ready, self._ready = self._ready, False
+        was_ready, self._can_plan = self._can_plan, False
         self._process.kill()
         code = self._process.wait()
         self._connection.close()

@@ -42,7 +42,7 @@ class PlannerParameters:
 
     autostart: bool = _parameter(True, 'configure and activate at once, instead of waiting for a lifecycle manager')
     checkpoint: str = _parameter('', 'checkpoint folder; empty: the one that ships with the package')
-    robot: str = _parameter('auto', "what it drives: 'kuka', 'gym', or 'auto': decided from the checkpoint's channels")
+    robot: str = _parameter('auto', "what it drives: 'kuka', 'gym' (a maze), 'runner', or 'auto': by the checkpoint's channels")
     device: str = _parameter('cpu', "where the network runs: 'cpu', 'cuda', 'cuda:1', ...")
     backend: str = _parameter('traced', "how the network is executed: 'traced', 'eager', 'compiled', 'openvino', "
                               "'openvino-bf16'")
@@ -68,6 +68,8 @@ class PlannerParameters:
     warm_level: float = _parameter(Sampling.warm_level, 'share of the noise levels that the last plan is noised up to',
                                    0.001, 1.0)
     commit: int = _parameter(COMMIT, 'robot kuka: plan steps, at least, for which the motion of the last plan is kept', 0, 32)
+    candidates: int = _parameter(8, 'robots gym and runner: plans drawn at once, of which the best is followed', 1, 1024)
+    guide_scale: float = _parameter(0.1, 'robot runner: how strongly the predicted return bends plans', 0.0, 1e3)
     prefix: bool = _parameter(True, 'whether a plan agrees with the last one until it is expected to arrive', changeable=True)
     validator: str = _parameter('', "who judges plans before they are followed: 'package.module:function'; empty: nobody")
     attempts: int = _parameter(3, 'plans drawn, at most, while the validator asks for another one', 1, 100)
@@ -78,7 +80,7 @@ class PlannerParameters:
                                                changeable=True)
     max_jump: float = _parameter(0.5, 'robot kuka: a command that begins farther from where the arm is measured or commanded to '
                                  'be is not sent [rad]', 0.001, 10.0, changeable=True)
-    max_action_change: float = _parameter(2.0, 'robot gym: an action changes by no more from one tick to the next', 0.001, 2.0,
+    max_action_change: float = _parameter(2.0, 'robots gym, runner: largest change of an action from tick to tick', 0.001, 2.0,
                                           changeable=True)
     clock_tolerance: float = _parameter(0.5, 'real time: stamps of states may go back or ahead by so much [s]', 0.001, 3600.0)
     record: str = _parameter('', 'a new file that the run is recorded to (.mcap), to be replayed; empty: none')
@@ -90,7 +92,8 @@ class PlannerParameters:
     def policy(self) -> PolicySettings:
         """What the policy is made of."""
         return PolicySettings(self.robot, self.checkpoint, self.device, self.backend, self.threads, self.seed,
-                              Sampling(self.steps, self.warm_steps, self.warm_level), self.tick_rate, TAIL, self.commit)
+                              Sampling(self.steps, self.warm_steps, self.warm_level), self.tick_rate, TAIL, self.commit,
+                              self.candidates, self.guide_scale)
 
     @property
     def folder(self) -> Path:

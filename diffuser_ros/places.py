@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from diffuser_core.latency import Injected
-from diffuser_ros.inference import Beside, Inference, Inline, Late, PlanningError, Session
+from diffuser_ros.inference import UNKNOWN, Beside, Inference, Inline, Late, PlanningError, Ready, Session
 from diffuser_ros.inference_process import PlanningProcess
 from diffuser_ros.parameters import PlannerParameters
 
 __all__ = ['Starting', 'inference_of', 'start', 'with_checkpoint']
-
-Make = Callable[[], 'tuple[Session, Callable[[Any], None]]']
 
 
 class Starting(Protocol):
@@ -37,13 +34,12 @@ def start(settings: PlannerParameters) -> Starting:
     return _Here(settings)
 
 
-def inference_of(session: Session, settings: PlannerParameters, check: Callable[[Any], None] = lambda goal: None,
-                 backend: str = '') -> Inference:
+def inference_of(session: Session, settings: PlannerParameters, ready: Ready = UNKNOWN) -> Inference:
     """A session in this process, in the tick or in a thread, as the parameters say."""
     if settings.place != 'inline' and not settings.lock_step:
-        return Beside(session, threads=settings.threads, check=check, backend=backend)
+        return Beside(session, ready, threads=settings.threads)
     injected = Injected(settings.inject_delay, settings.inject_jitter, settings.inject_loss, settings.seed)
-    return Late(session, injected, backend=backend) if injected.any else Inline(session, backend=backend)
+    return Late(session, injected, ready) if injected.any else Inline(session, ready)
 
 
 class _InProcess:
@@ -53,7 +49,7 @@ class _InProcess:
 
     def poll(self) -> Inference | None:
         try:
-            ready = self._process.ready
+            ready = self._process.can_plan()
         except PlanningError:
             self.close()
             raise
@@ -98,7 +94,7 @@ class _Here:
         except Exception as error:  # whatever it is, the planner in use must stay in use
             self._error = PlanningError(f'the policy cannot be made: {error}')
         else:
-            self._made = inference_of(session, self._settings, ready.check, ready.backend)
+            self._made = inference_of(session, self._settings, ready)
 
     def poll(self) -> Inference | None:
         if self._thread.is_alive():

@@ -39,12 +39,14 @@ class PlanDisplay:
         """Begin the trail again."""
         self._trail.clear()
 
-    def show(self, scene: Callable[[], Scene], stamp: Time) -> None:
+    def show(self, scene: Callable[[], Scene | None], stamp: Time) -> None:
         """Draw the scene, if somebody looks and it is time."""
         now = time.monotonic()
         if now < self._drawn + INTERVAL or not self._publisher.get_subscription_count():
             return
         self._drawn = now
         drawn = scene()
+        if drawn is None:
+            return
         self._trail.append(drawn.place)
         self._publisher.publish(scene_markers(drawn, np.array(self._trail), stamp))

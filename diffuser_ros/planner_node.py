@@ -95,6 +95,7 @@ class PlannerNode(LifecycleNode):
             self._robot: Robot = ROBOT_KINDS[self._robot_name()]()
             self._inference = start(self._settings).wait() if self._given is None \
                 else inference_of(Session(self._given), self._settings)
+            self._robot.learn(self._inference.ready.channels)
             recorder = self._begin_recording()
             self._period = 1.0 / self._settings.tick_rate
             self._robot.open(self, self._period, lock_step=self._settings.lock_step)
@@ -133,7 +134,7 @@ class PlannerNode(LifecycleNode):
         values = {field.name: getattr(settings, field.name) for field in fields(settings)}
         values |= {name: self.get_parameter(name).value for name in values if self.has_parameter(name)}
         values |= {'checkpoint': settings.checkpoint, 'robot': self._robot.name}
-        return Setup(values, settings.folder, inference.backend, settings.seed, self._robot.name, self._robot.command_names)
+        return Setup(values, settings.folder, inference.ready.backend, settings.seed, self._robot.name, self._robot.command_names)
 
     def _robot_name(self) -> str:
         try:

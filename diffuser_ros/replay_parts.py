@@ -12,6 +12,7 @@ from diffuser_msgs.srv import SetGoal
 from numpy.typing import ArrayLike, NDArray
 
 from diffuser_core.envs.policy_settings import robot_of
+from diffuser_core.trajectory import Channels
 from diffuser_ros.inference import Session
 from diffuser_ros.parameters import PlannerParameters
 from diffuser_ros.robots import ROBOT_KINDS, Robot
@@ -45,6 +46,7 @@ class NodeFilter:
         publisher = SimpleNamespace(publish=lambda message: None)
         node: Any = SimpleNamespace(create_publisher=lambda *_: publisher,
                                     get_parameter=lambda name: SimpleNamespace(value=getattr(self._settings, name)))
+        self._robot.learn(channels_of(settings))
         self._robot.open(node, 1.0 / settings.tick_rate, lock_step=settings.lock_step)
 
     def change(self, parameters: Mapping[str, Any]) -> None:
@@ -63,6 +65,13 @@ class NodeFilter:
     def forget(self) -> None:
         """Nothing has been commanded any more."""
         self._robot.commander.last = None
+
+
+def channels_of(settings: PlannerParameters) -> Channels:
+    """Of the checkpoint in use."""
+    from diffuser_core.checkpoint import Checkpoint  # loads torch
+
+    return Checkpoint.load(settings.folder).channels
 
 
 def _robot(settings: PlannerParameters) -> Robot:

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 from diffuser_core.envs.maze_motion import check_goal
 from diffuser_core.envs.maze_policy import MazePolicy
 from diffuser_core.envs.policies import make_policy
-from diffuser_ros.inference import Session, SessionSettings
+from diffuser_ros.inference import Ready, Session, SessionSettings, any_goal
 from diffuser_ros.run_setup import backend_here
 from diffuser_ros.validator import Validated, load_validator
 
-__all__ = ['Ready', 'any_goal', 'make_session']
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A session that can plan. `check` raises GoalError for goals that its policy refuses, without asking the policy; `backend`:
-    what the network runs on (`run_setup.backend_here`)."""
-
-    check: Callable[[Any], None]
-    backend: str
-
-
-def any_goal(goal: Any) -> None:
-    """Every goal will do."""
+__all__ = ['make_session']
 
 
 def make_session(settings: SessionSettings) -> tuple[Session, Ready]:
@@ -35,4 +20,4 @@ def make_session(settings: SessionSettings) -> tuple[Session, Ready]:
     validated = Validated(load_validator(settings.validator), settings.attempts) if settings.validator else None
     policy = make_policy(settings.policy)
     check = partial(check_goal, policy.maze) if isinstance(policy, MazePolicy) else any_goal
-    return Session(policy, validated), Ready(check, backend_here(asdict(settings.policy)))
+    return Session(policy, validated), Ready(check, backend_here(asdict(settings.policy)), policy.planner.channels)

@@ -245,9 +245,9 @@ def test_the_robot_follows_from_the_checkpoint(tmp_path):
     untrained_maze().save(tmp_path / 'maze')
     with pytest.raises(PolicyError, match='does not say which maze it is for'):
         make_policy(PolicySettings(checkpoint=str(tmp_path / 'maze')))
-    with pytest.raises(PolicyError, match='needs the parameter checkpoint'):
+    with pytest.raises(PolicyError, match="the robot 'gym' needs the parameter checkpoint"):
         make_policy(PolicySettings(robot='gym'))
-    with pytest.raises(PolicyError, match="unknown robot 'boat'; there are auto, kuka, gym"):
+    with pytest.raises(PolicyError, match="unknown robot 'boat'; there are auto, kuka, gym, runner"):
         make_policy(PolicySettings(robot='boat'))
 
 

@@ -21,7 +21,7 @@ from diffuser_core.envs.policy_settings import PolicySettings
 from diffuser_core.latency import Injected
 from diffuser_core.sampling import Sampling
 from diffuser_core.trajectory import Channels, Plan
-from diffuser_ros.inference import Beside, Change, Inline, Late, PlanningError, Request, Session, SessionSettings
+from diffuser_ros.inference import Beside, Change, Inline, Late, PlanningError, Ready, Request, Session, SessionSettings
 from diffuser_ros.inference_process import PlanningProcess
 from diffuser_ros.validator import Validated, Validator, Verdict
 
@@ -213,7 +213,7 @@ def test_late_plans_come_when_their_simulated_delay_is_over_and_never_after_a_ch
 @pytest.fixture
 def beside():
     policy = Counting()
-    beside = Beside(Session(policy), threads=3, check=lambda goal: policy.set_goal(goal, {}) if goal == 'nowhere' else None)
+    beside = Beside(Session(policy), Ready(lambda goal: policy.set_goal(goal, {}) if goal == 'nowhere' else None), threads=3)
     yield beside, policy
     policy.go_on.set()
     beside.close()
@@ -238,7 +238,7 @@ def test_nobody_waits_for_a_thread_that_plans_and_it_has_the_threads_it_was_give
 
 def test_a_change_that_fails_beside_the_ticks_is_told(beside):
     beside, policy = beside
-    beside._check = lambda goal: None
+    beside.ready = Ready()
     beside.change(Change('goal', 'nowhere', epoch=5))
     (result,) = wait_for(lambda: beside.results(0.0), 'what is wrong')
     assert result.motion is None and result.request.epoch == 5

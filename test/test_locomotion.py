@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -87,7 +88,7 @@ def policy(checkpoint=None, **settings):
 def test_the_torques_of_the_newest_plan_are_read_by_the_clock():
     driver = policy()
     assert driver.command(state(), 0.0).plan is None and not driver.command(state(), 0.0).actions.any()
-    plan = driver.replan(state(), 1.0)
+    plan = driver.replan(state(), 1.0).plan
     for step in range(8):
         decision = driver.command(state(), 1.0 + step * 0.008)
         assert decision.plan is plan
@@ -105,11 +106,11 @@ def test_the_same_seed_gives_the_same_plans_and_a_warm_start_other_ones():
         driver.reset(5)
         runs.append([driver.act(state(n), 0.008 * n).actions for n in range(3)])
     np.testing.assert_array_equal(runs[0], runs[1])
-    warm = [driver.replan(state(n), 0.008 * n).provenance['warm'] for n in range(3, 5)]
-    assert warm == [True, True] and driver.replan(state(), 9.0).provenance['warm'] is False
+    warm = [driver.replan(state(n), 0.008 * n).plan.provenance['warm'] for n in range(3, 5)]
+    assert warm == [True, True] and driver.replan(state(), 9.0).plan.provenance['warm'] is False
     assert policy(warm=False).act(state(), 0.0).plan.provenance['warm'] is False
     cold = policy(warm=False)
-    assert [cold.replan(state(n), 0.008 * n).provenance['warm'] for n in range(2)] == [False, False]
+    assert [cold.replan(state(n), 0.008 * n).plan.provenance['warm'] for n in range(2)] == [False, False]
 
 
 def test_the_candidate_of_the_largest_predicted_return_is_followed(monkeypatch):
@@ -125,21 +126,21 @@ def test_the_guide_is_measured_in_deviations_of_the_returns():
     """A scale of s moves by s / deviation times the return's gradient, whatever the unit of the reward."""
     same = hopper()
     scaled = dataclasses.replace(same, value=dataclasses.replace(same.value, offset=1000.0, scale=400.0))
-    plans = [policy(c, guide_scale=0.5, candidates=1).replan(state(), 0.0).values for c in (same, scaled)]
+    plans = [policy(c, guide_scale=0.5, candidates=1).replan(state(), 0.0).plan.values for c in (same, scaled)]
     np.testing.assert_allclose(plans[0], plans[1], atol=1e-4)
-    free = policy(same, guide_scale=0.0, candidates=1).replan(state(), 0.0).values
+    free = policy(same, guide_scale=0.0, candidates=1).replan(state(), 0.0).plan.values
     assert np.abs(free - plans[0]).max() > 1e-3
 
 
-def test_a_plan_for_an_earlier_life_is_thrown_away(monkeypatch):
+def test_until_a_plan_is_followed_it_does_what_the_last_one_says():
     driver = policy()
-    made = driver.planner.plan
-
-    def plan(*arguments, **keywords):
-        driver.reset(1)
-        return made(*arguments, **keywords)
-    monkeypatch.setattr(driver.planner, 'plan', plan)
-    assert driver.replan(state(), 0.0) is None and driver.command(state(), 0.0).plan is None and driver.replans == 0
+    last = driver.act(state(), 0.0).plan
+    plan = driver.replan(state(1), 2 * 0.008, delay=2.5 * 0.008).plan
+    assert plan.provenance['committed'] == 3
+    np.testing.assert_allclose(plan.values[1:4], last.values[3:6], atol=1e-12)
+    assert np.abs(plan.values[4] - last.values[6]).max() > 1e-3
+    motion = pickle.loads(pickle.dumps(driver.replan(state(), 9.0, delay=0.1)))
+    assert motion.waits and motion.begun(9.1).plan.t0 == 9.1 and motion.plan.provenance['warm'] is False
 
 
 def test_what_the_policy_cannot_do_is_said():

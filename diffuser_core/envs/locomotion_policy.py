@@ -6,21 +6,16 @@ reads the newest plan at every tick. `act` does both in turn, for simulations th
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from diffuser_core.envs.locomotion_motion import LocomotionDecision, LocomotionMotion, RunGoal, end_of
 from diffuser_core.planner import Planner, Sampling
 from diffuser_core.presets import DOMAINS, paper
-from diffuser_core.trajectory import Plan
+from diffuser_core.receding_horizon import RecedingHorizon
 
-__all__ = ['LocomotionDecision', 'LocomotionPolicy', 'LocomotionSettings']
-
-CLOCK_TOLERANCE = 1e-6
-"""Shares of a step by which a tick may be early and still counts as that step's: times are sums of rounded numbers."""
+__all__ = ['LocomotionPolicy', 'LocomotionSettings']
 
 
 @dataclass(frozen=True)
@@ -52,23 +47,10 @@ class LocomotionSettings:
         return cls(preset.guide.scale * deviation, preset.guide.candidates, False, preset.sampling())
 
 
-@dataclass(frozen=True)
-class LocomotionDecision:
-    """What to do from now on.
-
-    actions  (ticks, actions) torques in [-1, 1] for the following ticks
-    plan     the plan behind them; None where there is none, and the torques are zero
-    """
-
-    actions: NDArray[np.float64]
-    plan: Plan | None
-
-
 class LocomotionPolicy:
-    """Drives one robot for reward; `act`, or `replan` and `command`, at every tick of a planning step.
+    """Drives one robot for reward; `act`, or `replan` and `command`, at every tick of a planning step. Not thread-safe.
 
     Without a return predictor in the checkpoint, `guide_scale` must be 0 and `candidates` 1: plans then imitate the data.
-    `replan` is called from one thread at a time, everything else from one thread, which may be another.
 
     tail  ticks of actions a decision holds
     """
@@ -88,10 +70,16 @@ class LocomotionPolicy:
         self._select = judge if settings.candidates > 1 else None
         self._guide = settings.guide_scale / value.scale * judge if value and judge and settings.guide_scale else None
         self._tail = tail
-        self._lock = threading.Lock()
-        self._plan: Plan | None = None
-        self._lives = 0     # counts resets: a plan for an earlier life is thrown away
+        names = planner.channels.names
+        self._horizon = RecedingHorizon(planner, settings.sampling, committed=names, moving=names)
+        self._motion = self._still
+        self.goal: RunGoal | None = None
         self._replans = 0
+
+    @property
+    def _still(self) -> LocomotionMotion:
+        """No plan."""
+        return LocomotionMotion(None, self.planner.channels.actions, self._tail)
 
     @property
     def replans(self) -> int:
@@ -99,49 +87,59 @@ class LocomotionPolicy:
         return self._replans
 
     def reset(self, seed: int = 0) -> None:
-        """Back to the state after construction, with another seed; not while a plan is being made."""
-        with self._lock:
-            self._plan = None
-            self._lives += 1
+        """Back to the state after construction, with another seed."""
+        self.goal, self._motion = None, self._still
         self._replans = 0
         self.planner.reseed(seed)
 
-    def replan(self, observation: Mapping[str, float], now: float) -> Plan | None:
-        """Plan from the state (channel name -> value) at time `now` [s]; None if the policy was reset meanwhile.
+    def set_goal(self, goal: RunGoal, observation: Mapping[str, float]) -> None:
+        """Run; KeyError if the observation lacks a channel."""
+        self.planner.channels.vector(observation)
+        self.goal = goal
+
+    def clear_goal(self) -> None:
+        """The torques are zero from now on."""
+        self.goal, self._motion = None, self._still
+
+    def adopt(self, motion: LocomotionMotion | None) -> None:
+        """The robot follows `motion` instead, or none; one of other channels is not known here."""
+        known = motion is not None and motion.plan is not None and motion.plan.channels == self.planner.channels
+        self._motion = motion if known and motion is not None else self._still
+
+    def begin(self, now: float) -> None:
+        """The motion that `replan` gave last is followed since `now` [s]; a plan that waited for it begins there."""
+        self._motion = self._motion.begun(now)
+
+    def resting(self, observation: Mapping[str, float]) -> LocomotionMotion:
+        """No torques."""
+        return self._still
+
+    def replan(self, observation: Mapping[str, float], now: float, delay: float = 0.0, budget: Any = None) -> LocomotionMotion:
+        """What to follow from the state (channel name -> value) at time `now` [s] on, if it is followed `delay` [s] later: for so
+        long it does what the last plan says.
 
         KeyError if the observation lacks a channel, ValueError if it is not finite.
         """
-        with self._lock:
-            last, life = self._plan, self._lives
-        state = self.planner.channels.vector(observation)
-        if not self.settings.warm or last is not None and not last.t0 <= now <= self._end(last):
+        last = self._motion.plan
+        if last is not None and not last.t0 <= now <= end_of(last):
             last = None
-        plan = self.planner.plan(state, guide=self._guide, warm_start=last, sampling=self.settings.sampling, t0=now,
-                                 count=self.settings.candidates, select=self._select)
-        with self._lock:
-            if life != self._lives:
-                return None
-            self._plan = plan
-            self._replans += 1
-        return plan
+        self._horizon.follow(last)
+        state = self.planner.channels.vector(observation)
+        conditions, committed = self._horizon.prefixed(self.planner.conditions(), now, delay)
+        plan = self.planner.plan(state, conditions, guide=self._guide, warm_start=last if self.settings.warm else None,
+                                 sampling=self.settings.sampling, t0=now, count=self.settings.candidates, select=self._select,
+                                 budget=budget)
+        plan = replace(plan, provenance={**plan.provenance, 'committed': committed})
+        self._motion = LocomotionMotion(plan, self.planner.channels.actions, self._tail, waits=last is None and delay > 0.0)
+        self._replans += 1
+        return self._motion
 
     def command(self, observation: Mapping[str, float], now: float) -> LocomotionDecision:
         """Torques for the following ticks at time `now` [s] from the newest plan; zero without one, or after its end."""
-        with self._lock:
-            plan = self._plan
-        actions = np.zeros((self._tail, self.planner.channels.actions))
-        if plan is None or now > self._end(plan):
-            return LocomotionDecision(actions, None)
-        first = max(0, int((now - plan.t0) / plan.step_dt + CLOCK_TOLERANCE))
-        ahead = plan.actions[first:first + self._tail]
-        actions[:len(ahead)] = np.clip(ahead, -1.0, 1.0)
-        return LocomotionDecision(actions, plan)
+        self.begin(now)
+        return self._motion.decide(observation, now)
 
     def act(self, observation: Mapping[str, float], now: float) -> LocomotionDecision:
         """Plan, then decide."""
         self.replan(observation, now)
         return self.command(observation, now)
-
-    @staticmethod
-    def _end(plan: Plan) -> float:
-        return plan.t0 + plan.step_dt * (plan.horizon - 1 + CLOCK_TOLERANCE)

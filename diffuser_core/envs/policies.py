@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from diffuser_core.envs.kuka_kinematics import JOINT_NAMES, inverse_kinematics
+from diffuser_core.envs.locomotion_policy import LocomotionPolicy, LocomotionSettings
 from diffuser_core.envs.maze_layout import CHANNELS as MAZE_CHANNELS
 from diffuser_core.envs.maze_motion import MazeGoal
 from diffuser_core.envs.maze_policy import MazePolicy
@@ -21,20 +24,20 @@ from diffuser_core.shipped import checkpoint_folder
 __all__ = ['make_policy']
 
 
-def make_policy(settings: PolicySettings) -> StackingPolicy | MazePolicy:
+def make_policy(settings: PolicySettings) -> StackingPolicy | MazePolicy | LocomotionPolicy:
     """The policy, warmed up; PolicyError if it cannot be made. Sets the number of PyTorch's threads."""
     torch.set_num_threads(settings.threads)
     try:
         torch.empty(0, device=settings.device)
     except (RuntimeError, AssertionError) as error:
         raise PolicyError(f'the device {settings.device!r} cannot be used: {str(error).splitlines()[0]}') from error
-    maze = robot_of(settings) == 'gym'
-    if maze and not settings.checkpoint:
-        raise PolicyError('a robot in a maze needs the parameter checkpoint: a folder')
+    robot = robot_of(settings)
+    if robot != 'kuka' and not settings.checkpoint:
+        raise PolicyError(f'the robot {robot!r} needs the parameter checkpoint: a folder')
     folder = Path(settings.checkpoint).expanduser() if settings.checkpoint else checkpoint_folder('kuka_stack')
     try:
         planner = Planner.from_checkpoint(folder, device=settings.device, backend=settings.backend)
-        policy = _maze_policy(planner, settings) if maze else _stacking_policy(planner, settings)
+        policy = MAKERS[robot](planner, settings)
     except (ValueError, OSError, FloatingPointError) as error:
         where = '' if str(folder) in str(error) else f'{folder}: '
         raise PolicyError(f'the checkpoint cannot be used: {where}{error}') from error
@@ -57,10 +60,24 @@ def _stacking_policy(planner: Planner, settings: PolicySettings) -> StackingPoli
 
 def _maze_policy(planner: Planner, settings: PolicySettings) -> MazePolicy:
     """The first plan, of several candidates, and those made from the last plan."""
-    policy = MazePolicy(planner, MazePolicy.maze_of(planner), sampling=settings.sampling)
+    policy = MazePolicy(planner, MazePolicy.maze_of(planner), sampling=settings.sampling, candidates=settings.candidates)
     start, end = policy.maze.free_cells[0], policy.maze.free_cells[-1]
     observation = dict(zip(MAZE_CHANNELS, (*map(float, start), 0.0, 0.0)))
     policy.set_goal(MazeGoal(*map(float, end)), observation)
     for tick in range(3):
         policy.act(observation, tick / 100)
     return policy
+
+
+def _locomotion_policy(planner: Planner, settings: PolicySettings) -> LocomotionPolicy:
+    policy = LocomotionPolicy(planner, LocomotionSettings(settings.guide_scale, settings.candidates,
+                                                          sampling=replace(settings.sampling, rule='score')))
+    middle = planner.checkpoint.normalizer.offset.tolist()
+    observation = dict(zip(planner.channels.names, middle))
+    for tick in range(3):
+        policy.act(observation, tick * planner.step_dt)
+    return policy
+
+
+MAKERS: dict[str, Callable[[Planner, PolicySettings], StackingPolicy | MazePolicy | LocomotionPolicy]] = {
+    'kuka': _stacking_policy, 'gym': _maze_policy, 'runner': _locomotion_policy}

@@ -11,8 +11,8 @@ from diffuser_core.sampling import DEFAULT_SAMPLING, Sampling
 
 __all__ = ['ROBOTS', 'PolicyError', 'PolicySettings', 'robot_of']
 
-ROBOTS = ('kuka', 'gym')
-"""The robots that there are policies for: the arm that stacks blocks, a ball in a maze."""
+ROBOTS = ('kuka', 'gym', 'runner')
+"""The robots that there are policies for: the arm that stacks blocks, a ball in a maze, a MuJoCo robot that runs."""
 
 
 class PolicyError(ValueError):
@@ -26,6 +26,8 @@ class PolicySettings:
     robot       one of `ROBOTS`, or 'auto': the one that the checkpoint's channels are about
     checkpoint  folder; empty: the one that is shipped for the robot 'kuka'
     device, backend, threads, seed, sampling  of the planner
+    candidates  robots 'gym' and 'runner': plans drawn at once, of which the best is followed
+    guide_scale  robot 'runner': see `LocomotionSettings`
     tick_rate, tail, commit  robot 'kuka': control ticks a second, ticks of a command, plan steps kept of the last plan
     """
 
@@ -39,6 +41,8 @@ class PolicySettings:
     tick_rate: float = 24.0
     tail: int = 12
     commit: int = COMMIT
+    candidates: int = 8
+    guide_scale: float = 0.1
 
 
 def robot_of(settings: PolicySettings) -> str:
@@ -55,4 +59,6 @@ def robot_of(settings: PolicySettings) -> str:
         channels = Checkpoint.load(Path(settings.checkpoint).expanduser()).channels.names
     except (ValueError, OSError) as error:
         raise PolicyError(f'the checkpoint cannot be used: {error}') from error
-    return 'gym' if {*CHANNELS, *FORCES} <= set(channels) else 'kuka'
+    if {*CHANNELS, *FORCES} <= set(channels):
+        return 'gym'
+    return 'runner' if all(name.startswith(('action.', 'obs.')) for name in channels) else 'kuka'

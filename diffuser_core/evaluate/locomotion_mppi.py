@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from diffuser_core.envs.locomotion_policy import LocomotionDecision
+from diffuser_core.envs.locomotion_motion import LocomotionDecision
 from diffuser_core.planner import Planner
-from diffuser_core.trajectory import Plan
 
 __all__ = ['MppiPolicy', 'MppiSettings']
 
@@ -56,7 +55,7 @@ class MppiPolicy:
         self._torques = np.zeros((self.planner.checkpoint.horizon, self.planner.channels.actions))
         self._since = 0.0
 
-    def replan(self, observation: Mapping[str, float], now: float) -> Plan | None:
+    def replan(self, observation: Mapping[str, float], now: float) -> None:
         """Choose the next sequence of torques; there is no plan to hand out."""
         settings, state = self.settings, self.planner.channels.vector(observation)
         passed = min(round((now - self._since) / self.planner.step_dt), len(self._torques)) if self.replans else 0
@@ -70,7 +69,6 @@ class MppiPolicy:
         self._torques = np.einsum('s,sta->ta', weights / weights.sum(), drawn)
         self._since = now
         self.replans += 1
-        return None
 
     def command(self, observation: Mapping[str, float], now: float) -> LocomotionDecision:
         """The torques for now."""

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 
 from diffuser_core.envs.locomotion import Robot, score
-from diffuser_core.envs.locomotion_policy import LocomotionDecision
+from diffuser_core.envs.locomotion_motion import LocomotionDecision
 from diffuser_core.evaluate.statistics import quantiles
 from diffuser_core.experts.behaviour import Actor, actors_file, load_actors
-from diffuser_core.trajectory import Plan
 
 __all__ = ['BASELINES', 'FAILURE', 'LearnedPolicy', 'LocomotionController', 'baseline', 'run_locomotion_episode']
 
@@ -34,7 +33,7 @@ class LocomotionController(Protocol):
     def reset(self, seed: int = 0) -> None:
         """Back to the state after construction, with another seed."""
 
-    def replan(self, observation: Mapping[str, float], now: float) -> Plan | None:
+    def replan(self, observation: Mapping[str, float], now: float) -> Any:
         """Make the plan anew, if there are plans."""
 
     def command(self, observation: Mapping[str, float], now: float) -> LocomotionDecision:
@@ -47,9 +46,8 @@ class _WithoutPlans:
     def reset(self, seed: int = 0) -> None:
         """Nothing to go back to."""
 
-    def replan(self, observation: Mapping[str, float], now: float) -> Plan | None:
+    def replan(self, observation: Mapping[str, float], now: float) -> None:
         """There are no plans."""
-        return None
 
 
 class RandomTorques(_WithoutPlans):

@@ -18,6 +18,7 @@ from diffuser_core.envs.goals import GoalError
 from diffuser_core.envs.maze_layout import CHANNELS
 from diffuser_core.envs.maze_layout import FORCES as ACTIONS
 from diffuser_core.envs.maze_motion import MazeDecision, MazeGoal, MazeMotion
+from diffuser_core.trajectory import Channels
 from diffuser_ros.conversions import StateError
 from diffuser_ros.markers import Scene
 from diffuser_ros.qos import COMMAND_QOS
@@ -109,6 +110,9 @@ class MazeRobot:
 
     def __init__(self) -> None:
         self.states = VectorBuffer()
+
+    def learn(self, channels: Channels) -> None:
+        """All names are known."""
 
     def open(self, node: Node, period: float, *, lock_step: bool) -> None:
         """The publisher of forces."""

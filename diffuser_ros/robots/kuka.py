@@ -17,6 +17,7 @@ from diffuser_core.envs.stacking import BLOCKS, format_relation
 from diffuser_core.envs.stacking_features import cartesian
 from diffuser_core.envs.stacking_goal import StackingGoal
 from diffuser_core.envs.stacking_motion import Decision, StackingMotion
+from diffuser_core.trajectory import Channels
 from diffuser_ros import conversions
 from diffuser_ros.commander import Command, Commander
 from diffuser_ros.markers import Scene
@@ -44,6 +45,9 @@ class KukaRobot:
 
     def __init__(self) -> None:
         self.states = StateBuffer()
+
+    def learn(self, channels: Channels) -> None:
+        """All names are known."""
 
     def open(self, node: Node, period: float, *, lock_step: bool) -> None:
         """The arm's publishers."""

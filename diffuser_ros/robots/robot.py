@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rclpy.node import Node
 
 from diffuser_core.motion import Motion
+from diffuser_core.trajectory import Channels
 from diffuser_ros.markers import Scene
 from diffuser_ros.safety import Filtered
 
@@ -83,6 +84,9 @@ class Robot(Protocol):
     @property
     def paced_by_states(self) -> bool: ...
 
+    def learn(self, channels: Channels) -> None:
+        """The channels of the plans: for robots whose names they alone tell."""
+
     def open(self, node: Node, period: float, *, lock_step: bool) -> None:
         """Make the publishers of commands on `node`, which ticks every `period` [s]; StartError if a limit cannot be used."""
 
@@ -120,5 +124,5 @@ class Robot(Protocol):
     def progress(self, decision: Any) -> tuple[int, str]:
         """The reason code of PlannerStats and the sentence for a decision that was sent and has not reached the goal."""
 
-    def scene(self, motion: Any, observation: Mapping[str, float], goal: Any) -> Scene:
-        """What there is to draw."""
+    def scene(self, motion: Any, observation: Mapping[str, float], goal: Any) -> Scene | None:
+        """What there is to draw, if anything."""
