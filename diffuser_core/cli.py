@@ -43,6 +43,20 @@ def main(argv: Sequence[str] | None = None, verb: str | None = None) -> int:
     return 0
 
 
+def _common(episodes: int = 100, seed_start: int = 0) -> argparse.ArgumentParser:
+    """Options of every suite, in a parser of its own for each: parsers share the options of their parents, defaults included."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument('--checkpoint', type=Path, default=None, help='default: the shipped one')
+    common.add_argument('--episodes', type=int, default=episodes, help='of each task')
+    common.add_argument('--seed-start', type=int, default=seed_start, help='seeds below 10000 are for evaluation')
+    common.add_argument('--workers', type=int, default=None, help='processes; default: one a core')
+    common.add_argument('--steps', type=int, default=None, help='denoising steps of a plan from pure noise')
+    common.add_argument('--warm-steps', type=int, default=None, help='denoising steps of a warm-started plan')
+    common.add_argument('--warm-level', type=float, default=None, help='share of the levels a warm start is noised up to')
+    common.add_argument('--out', type=Path, default=None, help='default: runs/evaluate/<suite>, of a baseline <suite>_<policy>')
+    return common
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='diffuser_core', description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest='verb', required=True, metavar=' | '.join(VERBS))
@@ -73,17 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = verbs.add_parser('evaluate', help='score a checkpoint or a baseline; continues an interrupted run')
     suites = evaluate.add_subparsers(dest='suite', required=True, metavar='stacking | maze2d | locomotion')
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument('--checkpoint', type=Path, default=None, help='default: the shipped one')
-    common.add_argument('--episodes', type=int, default=100, help='of each task')
-    common.add_argument('--seed-start', type=int, default=0, help='seeds below 10000 are for evaluation')
-    common.add_argument('--workers', type=int, default=None, help='processes; default: one a core')
-    common.add_argument('--steps', type=int, default=None, help='denoising steps of a plan from pure noise')
-    common.add_argument('--warm-steps', type=int, default=None, help='denoising steps of a warm-started plan')
-    common.add_argument('--warm-level', type=float, default=None, help='share of the levels a warm start is noised up to')
-    common.add_argument('--out', type=Path, default=None, help='default: runs/evaluate/<suite>, of a baseline <suite>_<policy>')
-
-    stacking = suites.add_parser('stacking', parents=[common], help='block stacking, Table 3 of the paper')
+    stacking = suites.add_parser('stacking', parents=[_common()], help='block stacking, Table 3 of the paper')
     stacking.add_argument('--policy', default=None, help="a baseline in the planner's place: 'demonstrator', or a file such as "
                           'runs/baselines/bc/policy.pt')
     stacking.add_argument('--task', choices=['all', *TASKS], default='all')
@@ -102,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     stacking.add_argument('--realtime', action='store_true', help='with --through-ros: by the clock')
     stacking.set_defaults(run=_evaluate_stacking)
 
-    mazes = suites.add_parser('maze2d', parents=[common], help='Maze2D and Multi2D, Table 1 of the paper')
+    mazes = suites.add_parser('maze2d', parents=[_common()], help='Maze2D and Multi2D, Table 1 of the paper')
     mazes.add_argument('--size', choices=['all', *LAYOUTS], default='all')
     mazes.add_argument('--multi-task', choices=['no', 'yes', 'both'], default='both',
                        help="yes: Multi2D, a goal drawn in every episode; no: Maze2D, the maze's own")
@@ -119,8 +123,8 @@ def _parser() -> argparse.ArgumentParser:
     mazes.add_argument('--pictures', action='store_true', help='draw the best, median and worst episode of each task')
     mazes.set_defaults(run=_evaluate_mazes)
 
-    running = suites.add_parser('locomotion', parents=[common], help='hopper, walker and half cheetah, Table 2 of the paper')
-    running.set_defaults(episodes=15, seed_start=100)
+    running = suites.add_parser('locomotion', parents=[_common(episodes=15, seed_start=100)],
+                                help='hopper, walker and half cheetah, Table 2 of the paper')
     running.add_argument('--robot', choices=list(ROBOTS), default='hopper')
     running.add_argument('--quality', choices=['medium', 'medium-replay', 'medium-expert'], default='medium-expert',
                          help='of the data that the planner was trained on')

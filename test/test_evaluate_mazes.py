@@ -215,3 +215,10 @@ def test_a_learned_policy_runs_from_its_file(tmp_path):
     (folder / 'policy.pt').write_bytes(b'nonsense')
     with pytest.raises(ValueError, match='is not a trained baseline of a maze'):
         LearnedMazePolicy.load(folder / 'policy.pt')
+
+
+def test_every_suite_has_its_own_number_of_episodes():
+    from diffuser_core.cli import _parser
+    given = {suite: _parser().parse_args(['evaluate', suite]) for suite in ('stacking', 'maze2d', 'locomotion')}
+    assert {suite: (options.episodes, options.seed_start) for suite, options in given.items()} == {
+        'stacking': (100, 0), 'maze2d': (100, 0), 'locomotion': (15, 100)}
