@@ -50,22 +50,25 @@ def launch(robot: str, minutes: float, out: Path) -> list[str]:
             f'episodes:={max(1, round(60 * minutes / 8.2))}', *common]
 
 
-def processes(group: int) -> dict[str, int]:
-    """The node's and its planning process's ids, of those started by the launch."""
-    found = {}
+def processes(root: int) -> dict[str, int]:
+    """The node's and its planning process's ids, of those that come from the launch."""
+    parents, commands = {}, {}
     for entry in Path('/proc').iterdir():
-        if not entry.name.isdigit():
-            continue
         try:
-            command = (entry / 'cmdline').read_bytes().replace(b'\0', b' ').decode(errors='replace')
-            session = int((entry / 'stat').read_text().rpartition(')')[2].split()[3])
+            number = int(entry.name)
+            parents[number] = int((entry / 'stat').read_text().rpartition(')')[2].split()[1])
+            commands[number] = (entry / 'cmdline').read_bytes().replace(b'\0', b' ').decode(errors='replace')
         except (OSError, ValueError):
             continue
-        if session == group:
-            if 'planner_node' in command:
-                found['node'] = int(entry.name)
-            elif 'inference_process' in command:
-                found['planning'] = int(entry.name)
+    found = {}
+    for number, command in commands.items():
+        above = number
+        while above in parents and above != root:
+            above = parents[above]
+        if above == root and 'inference_process' in command:
+            found['planning'] = number
+        elif above == root and 'planner_node' in command:
+            found['node'] = number
     return found
 
 

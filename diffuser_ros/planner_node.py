@@ -24,6 +24,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from diffuser_msgs.msg import GoalStatus, PlannerStats
 from diffuser_msgs.msg import Plan as PlanMessage
 from diffuser_msgs.srv import SetGoal
+from rclpy.callback_groups import CallbackGroup
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.context import Context
@@ -46,7 +47,7 @@ from diffuser_ros.lifetime import start_ros
 from diffuser_ros.parameters import PlannerParameters, StartError, declare_parameters
 from diffuser_ros.places import inference_of, start, with_checkpoint
 from diffuser_ros.plan_display import PlanDisplay
-from diffuser_ros.qos import EVENT_QOS, LATCHED_QOS, STATE_QOS
+from diffuser_ros.qos import EVENT_QOS, LATCHED_QOS, POLLED_QOS, STATE_QOS
 from diffuser_ros.reach_goal import ReachGoalServer
 from diffuser_ros.recorder import Recorder
 from diffuser_ros.robots import ROBOT_KINDS, Robot
@@ -59,6 +60,21 @@ QUIET = 5.0
 """The same reason is logged at most once in so many seconds."""
 TROUBLE = (PlannerStats.STALE_STATE, PlannerStats.BAD_STATE, PlannerStats.PLAN_FAILED, PlannerStats.PLANNER_DIED,
            PlannerStats.PLAN_REFUSED, PlannerStats.UNSAFE_COMMAND, PlannerStats.IMPLAUSIBLE_STATE, PlannerStats.CLOCK_JUMPED)
+
+
+class Dormant(CallbackGroup):
+    """Wakes nobody: a robot may send hundreds of states a second, of which a tick wants the newest; they are taken then."""
+
+    def can_execute(self, entity: Any) -> bool:
+        """Never."""
+        return False
+
+    def beginning_execution(self, entity: Any) -> bool:
+        """Never."""
+        return False
+
+    def ending_execution(self, entity: Any) -> None:
+        """Nothing was begun."""
 
 
 class PlannerNode(LifecycleNode):
@@ -151,8 +167,11 @@ class PlannerNode(LifecycleNode):
         self._serving = [self.create_service(kind, name, answer) for kind, name, answer in (
             (SetGoal, '~/set_goal', self._on_set_goal), (Trigger, '~/clear_goal', self._on_clear_goal),
             (Trigger, '~/reset', self._on_reset), (SetBool, '~/hold', self._on_hold), (Trigger, '~/replan', self._on_replan))]
-        self._listening = [self.create_subscription(kind, topic, partial(self._on_message, topic), STATE_QOS)
+        polled = not self._settings.lock_step and not self._robot.paced_by_states
+        qos, group = (POLLED_QOS, Dormant()) if polled else (STATE_QOS, None)
+        self._listening = [self.create_subscription(kind, topic, partial(self._on_message, topic), qos, callback_group=group)
                            for topic, kind in self._robot.topics.items()]
+        self._polled = dict(zip(self._robot.topics, self._listening)) if polled else {}
         self._reaching = ReachGoalServer(self, self)
         self._exchanging = CheckpointExchange(self, lambda path: with_checkpoint(self._settings, self._robot.name, path),
                                               self.exchange)
@@ -253,12 +272,21 @@ class PlannerNode(LifecycleNode):
         if self._control.overdue():
             self._tick()
 
+    def _poll(self) -> None:
+        """Take in what has come on topics that nobody is woken for."""
+        for topic, subscription in self._polled.items():
+            with subscription.handle:
+                while (taken := subscription.handle.take_message(subscription.msg_type, subscription.raw)) is not None:
+                    self._on_message(topic, *taken)
+
     def _tick(self) -> None:
+        began = self.get_clock().now().to_msg()
+        self._poll()
         before = self._control.stats.reason
         outcome = self._control.tick()
         if outcome is None:
             return
-        self._control.stats.header.stamp = self._stamp()
+        self._control.stats.header.stamp = self._control.stamp(lambda: began)
         if self._publishing['~/stats'].get_subscription_count():
             self._publishing['~/stats'].publish(self._control.stats)
         self._reaching.ticked(self._control.stats)
@@ -347,6 +375,7 @@ class PlannerNode(LifecycleNode):
         if not self._active:
             raise GoalError('the planner is not active: activate it first')
         goal = self._robot.goal(request)
+        self._poll()
         state = self._robot.states.newest
         if state is None:
             raise GoalError(self._robot.states.lacking())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
-__all__ = ['CLOCK_QOS', 'COMMAND_QOS', 'EVENT_QOS', 'LATCHED_QOS', 'STATE_QOS']
+__all__ = ['CLOCK_QOS', 'COMMAND_QOS', 'EVENT_QOS', 'LATCHED_QOS', 'POLLED_QOS', 'STATE_QOS']
 
 
 def _reliable(depth: int, durability: DurabilityPolicy) -> QoSProfile:
@@ -14,6 +14,8 @@ def _reliable(depth: int, durability: DurabilityPolicy) -> QoSProfile:
 
 STATE_QOS = _reliable(1, DurabilityPolicy.VOLATILE)
 """joint_states, object_states, state: only the newest state counts."""
+POLLED_QOS = _reliable(32, DurabilityPolicy.VOLATILE)
+"""The same topics where they are taken at the ticks: what a fast robot sends between two, so that topics can be paired."""
 COMMAND_QOS = _reliable(1, DurabilityPolicy.VOLATILE)
 """command, gripper_command: only the newest command counts."""
 LATCHED_QOS = _reliable(1, DurabilityPolicy.TRANSIENT_LOCAL)

@@ -159,7 +159,7 @@ def test_with_simulated_time_the_ticks_follow_the_clock(session):
 
     pass_time(0.2)
     rig.robot.publish(now)
-    rig.until(lambda: rig.planner._robot.states.newest, 'the state')
+    rig.until(lambda: (rig.planner._poll(), rig.planner._robot.states.newest)[1], 'the state')
     assert rig.call('set_goal', RED_ON_GREEN).success
     ticks = len(rig.robot.stats)
     session.spin(0.3)
