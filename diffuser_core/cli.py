@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
                          'steps, every plan from noise; minutes an episode')
     running.add_argument('--guide-scale', type=float, default=None, help="factor of the return's gradient; 0: no guide")
     running.add_argument('--candidates', type=int, default=None, help='plans drawn at once; the one of the best return is taken')
-    running.add_argument('--cold', action='store_true', help='make every plan from noise')
+    running.add_argument('--warm', action='store_true', help='make plans from the last one; default: from noise')
     running.add_argument('--rule', default=None, help='how the guide bends plans: score (default), algorithm1 or released')
     running.add_argument('--replan-every', type=int, default=1, metavar='TICKS', help='control ticks between two plans')
     running.add_argument('--backend', default='traced', help='how networks are executed: traced (default), openvino, ...')
@@ -260,10 +260,10 @@ def _evaluate_locomotion(options: argparse.Namespace) -> None:
     from diffuser_core.evaluate.locomotion import LocomotionSuite, evaluate_locomotion, format_locomotion_rows
     sampling = _sampling(options) | ({} if options.rule is None else {'rule': options.rule})
     chosen = {name: getattr(options, name) for name in ('guide_scale', 'candidates') if getattr(options, name) is not None}
-    if options.cold:
-        chosen['warm'] = False
+    if options.warm:
+        chosen['warm'] = True
     if (options.policy is not None or options.paper) and (sampling or chosen):
-        raise ValueError('a baseline and --paper have settings of their own; leave out --guide-scale, --candidates, --cold, '
+        raise ValueError('a baseline and --paper have settings of their own; leave out --guide-scale, --candidates, --warm, '
                          '--rule, --steps, --warm-steps and --warm-level')
     if options.policy is not None and (options.paper or options.replan_every != 1 and options.policy != 'mppi'):
         raise ValueError('a baseline does not plan; leave out --paper and --replan-every')

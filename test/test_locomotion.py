@@ -81,7 +81,7 @@ def test_a_wrong_description_of_it_names_file_and_field(folder, change, message)
 
 
 def policy(checkpoint=None, **settings):
-    chosen = LocomotionSettings(**{'candidates': 3, 'sampling': FAST, **settings})
+    chosen = LocomotionSettings(**{'guide_scale': 0.1, 'candidates': 3, 'warm': True, 'sampling': FAST, **settings})
     return LocomotionPolicy(Planner(checkpoint or hopper()), chosen)
 
 

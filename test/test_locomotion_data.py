@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from locomotion_parts import actor, actors
+from locomotion_parts import HOPPER, actor, actors
 
 from diffuser_core.checkpoint import Checkpoint
 from diffuser_core.cli import main
+from diffuser_core.conditions import Conditions
 from diffuser_core.config import load_config
 from diffuser_core.data.windows import Symmetries, Windows
 from diffuser_core.envs.locomotion import ROBOTS, robot_of, score
@@ -19,11 +20,14 @@ from diffuser_core.evaluate.baselines.locomotion import load_locomotion_transiti
 from diffuser_core.experts.behaviour import Actor, load_actors, save_actors
 from diffuser_core.experts.collect_locomotion import collect_locomotion, drive, snapshots_of
 from diffuser_core.experts.train_behaviour import pack
+from diffuser_core.planner import Planner
 from diffuser_core.shipped import config_folder
-from diffuser_core.train.config import TrainConfig
+from diffuser_core.train.config import DataConfig, TrainConfig
 from diffuser_core.train.data_sets import latest_starts, load_rewarded
+from diffuser_core.train.trainer import Trainer
 from diffuser_core.train.value import ValueTrainConfig, returns_to_go
 from diffuser_core.trajectory import Channels
+from diffuser_core.unet import UNetConfig
 
 
 @pytest.fixture(scope='module')
@@ -154,6 +158,16 @@ def test_windows_start_anywhere_but_end_with_what_was_cut_off(data):
     assert counts[counts > 0].min() > 0.6 * 6000 / 26 and counts.max() < 1.4 * 6000 / 26
     ends = drawn[starts == 8][0, :, 0]
     assert ends.tolist() == [8.0, 9.0, 9.0, 9.0]
+
+
+def test_the_first_action_is_learnt_since_the_planner_does_not_know_it(tmp_path, data):
+    """What training shows of the first step is what the planner knows there: the observation."""
+    config = TrainConfig('t', DataConfig(str(data[0]), ('*',), horizon=8, whole_episodes=True, continuing=True,
+                                         normalizer='gaussian'), UNetConfig(8, (1, 2)))
+    trainer = Trainer(config, load_rewarded(str(data[0])), tmp_path)
+    _, mask = trainer._train.sample(3, torch.Generator().manual_seed(0))
+    known = Planner(trainer.checkpoint(0.0))._known(np.zeros(11), Conditions.none(8, HOPPER)).mask
+    assert (mask.numpy() == known).all() and not mask[:, 0, :3].any() and mask[:, 0, 3:].all()
 
 
 def test_returns_of_cut_off_and_of_ended_episodes(data):

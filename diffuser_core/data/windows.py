@@ -56,6 +56,7 @@ class Windows:
     segments  (S, 2) first and last row of each
     goal      columns shown as a goal on the last step in `goal_share` of the windows. The others are drawn without a goal,
               from the first three quarters of their segment: after that the data would teach to rest.
+    actions   how many of the first columns are actions, which the planner does not know on the first row
     latest    (S,) last row at which a window may start, for motions that do not rest at their end: windows then start at any of
               the rows up to there, all equally likely
     jitter    (channels,) largest standard deviation of the noise added to the first row, physical units. Plans are learnt that
@@ -66,7 +67,7 @@ class Windows:
 
     def __init__(self, rows: torch.Tensor, segments: torch.Tensor, *, horizon: int, stride: int, goal: Sequence[int],
                  goal_share: float, symmetries: Symmetries, jitter: torch.Tensor,
-                 latest: torch.Tensor | None = None) -> None:
+                 latest: torch.Tensor | None = None, actions: int = 0) -> None:
         lengths = segments[:, 1] - segments[:, 0] + 1
         if len(segments) == 0 or int(lengths.min()) < 2:
             raise ValueError('training needs at least one segment of two rows')
@@ -79,6 +80,7 @@ class Windows:
         self._symmetries = symmetries
         self._jitter = jitter
         self._horizon = horizon
+        self._actions = actions
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Windows (count, horizon, channels) in physical units and the mask of what the planner will know."""
@@ -115,7 +117,7 @@ class Windows:
         windows[:, 0] += size * torch.randn(windows[:, 0].shape, generator=generator, device=device)
 
         mask = torch.zeros_like(windows, dtype=torch.bool)
-        mask[:, 0] = True
+        mask[:, 0, self._actions:] = True
         if len(self._goal):
             mask[:, -1, self._goal] = with_goal[:, None]
         return windows, mask, start

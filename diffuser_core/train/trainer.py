@@ -111,7 +111,9 @@ class Trainer:
         symmetries = Symmetries(self._symmetries.permutations.to(self.device), self._symmetries.mirror.to(self.device))
         return Windows(rows.to(self.device), segments.to(self.device), horizon=data.horizon, stride=data.stride,
                        goal=self.channels.indices(self._goal).tolist(), goal_share=data.goal_share, symmetries=symmetries,
-                       jitter=jitter, latest=None if latest is None else latest.to(self.device))
+                       jitter=jitter, latest=None if latest is None else latest.to(self.device),
+                       # the mazes' planners were trained with their first force shown, and follow planned states instead
+                       actions=self.channels.actions if data.continuing else 0)
 
     def run(self, *, progress: bool = True) -> dict[str, Any]:
         """Train to the configured number of steps and return the summary; an interrupt saves first, then propagates."""
