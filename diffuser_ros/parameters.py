@@ -69,7 +69,7 @@ class PlannerParameters:
                                    0.001, 1.0)
     commit: int = _parameter(COMMIT, 'robot kuka: plan steps, at least, for which the motion of the last plan is kept', 0, 32)
     candidates: int = _parameter(8, 'robots gym and runner: plans drawn at once, of which the best is followed', 1, 1024)
-    guide_scale: float = _parameter(0.1, 'robot runner: how strongly the predicted return bends plans', 0.0, 1e3)
+    guide_scale: float = _parameter(0.0, 'robot runner: how strongly the predicted return bends plans', 0.0, 1e3)
     prefix: bool = _parameter(True, 'whether a plan agrees with the last one until it is expected to arrive', changeable=True)
     validator: str = _parameter('', "who judges plans before they are followed: 'package.module:function'; empty: nobody")
     attempts: int = _parameter(3, 'plans drawn, at most, while the validator asks for another one', 1, 100)

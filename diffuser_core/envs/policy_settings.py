@@ -42,7 +42,7 @@ class PolicySettings:
     tail: int = 12
     commit: int = COMMIT
     candidates: int = 8
-    guide_scale: float = 0.1
+    guide_scale: float = 0.0
 
 
 def robot_of(settings: PolicySettings) -> str:
