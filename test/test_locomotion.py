@@ -204,7 +204,7 @@ def test_a_planner_is_run_with_the_data_it_learnt_from_and_goes_on(tmp_path, fol
     assert row['score'] == pytest.approx(np.mean([r['score'] for r in records])) and row['paper'] == 107.2
     assert row['data'] == 'minari:some/data-v0' and row['failures'] == {'fell': 2}
     assert all(r['replans'] == r['ticks'] for r in records)
-    assert run(*words, '--guide-scale', 0, '--episodes', 1) == 2
+    assert run(*words, '--guide-scale', 0.5, '--episodes', 1) == 2
     assert 'holds results of other settings (settings)' in capsys.readouterr().err
 
 
