@@ -22,6 +22,7 @@ from diffuser_core.envs.stacking_features import (
     slots,
 )
 from diffuser_core.envs.stacking_goal import GoalError, StackingGoal
+from diffuser_core.envs.stacking_motion import StackingMotion
 from diffuser_core.envs.stacking_policy import StackingPolicy
 from diffuser_core.planner import Planner
 from diffuser_core.trajectory import Channels, Plan
@@ -330,3 +331,20 @@ def test_an_observation_that_lacks_a_channel_is_refused_by_name(policy):
     del values['green.y']
     with pytest.raises(KeyError, match='lacks channel green.y'):
         policy.act(values, 0.0)
+
+
+@pytest.mark.parametrize('late', [0.0, 0.3, 0.999, 1.0, 1.001, 1.5, 2.0])
+def test_the_gripper_closes_once_whichever_plan_is_followed(late):
+    """Plans made a tick apart from the same ramp of contact, each followed `late` ticks after it was made: on a real robot ticks
+    fall between the rows as they like, and a gripper that opens again flings the block away."""
+    def motion(made):
+        times = made + np.arange(16) / 12
+        values = np.zeros((16, 2))
+        values[:, 1] = np.clip((times - 0.4) / 0.3, 0.0, 1.0)
+        plan = Plan(values, Channels(('tip', 'contact'), ('m', '1')), made, 1 / 12, {})
+        return StackingMotion(plan, plan, np.zeros(7), False, False, (0, 1), np.array([0, 0, 0]), 1, TICK, 4)
+
+    closed = [motion(n * TICK).decide({}, (n + late) * TICK).gripper[0] for n in range(24)]
+    assert closed == sorted(closed) and closed[0] is not True and closed[-1]
+    when = next(n for n, shut in enumerate(closed) if shut)
+    assert abs((when + late + 2) * TICK - 0.55) <= TICK, 'when the ramp passes one half, a tick ahead'

@@ -70,6 +70,7 @@ class StackingMotion:
                             None)
         ticks = self.tick_dt * np.arange(1, self.tail + 1)
         ahead = self.plan.at(now + ticks)
-        steps = np.ceil((now - self.plan.t0 + ticks) / self.plan.step_dt - 1e-6)  # not between rows: half closed means nothing
-        gripper = self.plan.values[steps.astype(int).clip(0, self.plan.horizon - 1), self.attached] > 0.5
+        # A tick ahead of the arm, and between rows like the arm: successive plans, whose beginnings agree, then agree about when
+        # it closes, however old they are. Taken from the next row, it would depend on how a tick falls between the rows.
+        gripper = self.plan.at(now + ticks + self.tick_dt)[:, self.attached] > 0.5
         return Decision(nearest_joints(ahead[:, self.tip]), gripper, self.shown, False, self.subgoal)
