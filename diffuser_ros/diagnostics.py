@@ -58,7 +58,7 @@ def diagnostic_array(name: str, stamp: Time, stats: PlannerStats, statistics: St
               'state age [ms]': f'{stats.state_age_ms:.1f}', 'denoising steps': stats.denoising_steps}
     level, message = (_LEVELS[stats.reason], stats.reason_text) if active else (DiagnosticStatus.WARN, 'inactive')
     if trouble:
-        level, message = DiagnosticStatus.ERROR, trouble
+        level, message = DiagnosticStatus.ERROR, '; '.join(filter(None, (message, trouble)))
     status = DiagnosticStatus(level=level, name=name, message=message,
                               values=[KeyValue(key=k, value=str(v)) for k, v in values.items()])
     return DiagnosticArray(header=Header(stamp=stamp), status=[status])

@@ -166,7 +166,7 @@ def test_the_first_action_is_learnt_since_the_planner_does_not_know_it(tmp_path,
                                          normalizer='gaussian'), UNetConfig(8, (1, 2)))
     trainer = Trainer(config, load_rewarded(str(data[0])), tmp_path)
     _, mask = trainer._train.sample(3, torch.Generator().manual_seed(0))
-    known = Planner(trainer.checkpoint(0.0))._known(np.zeros(11), Conditions.none(8, HOPPER)).mask
+    known = Planner(trainer.checkpoint(0.0))._known(np.zeros(11), Conditions.none(8, HOPPER))[0]
     assert (mask.numpy() == known).all() and not mask[:, 0, :3].any() and mask[:, 0, 3:].all()
 
 

@@ -283,7 +283,7 @@ def test_a_hold_stops_the_arm_at_the_point_that_it_follows_by_now(monkeypatch, l
     now = 5.0
     monkeypatch.setattr('diffuser_ros.commander.time.monotonic', lambda: now)
     node = SimpleNamespace(create_publisher=lambda kind, topic, qos: SimpleNamespace(publish=sent[topic].append))
-    commander = Commander(node, TICK, lock_step=lock_step)
+    commander = Commander(node, TICK, lock_step=lock_step, brake=lambda moving, points: np.tile(moving.position, (points, 1)))
     path = HOME + 0.1 * np.arange(4)[:, None]
     commander.send(path, HOME, True, Time(sec=1))
     now += elapsed * TICK
@@ -307,7 +307,7 @@ def test_an_untrained_network_drives_the_robot_and_a_reset_repeats_it(session, c
             assert stats.reason == PlannerStats.OK and stats.reason_text == 'building red on green'
             joints = positions(command)[0]
             commands.append(positions(command))
-        assert stats.denoising_steps == 2
+        assert stats.denoising_steps in (2, 4), 'from the last plan, or from noise where the arm was too slow for it'
         return np.array(commands)
 
     first = episode()

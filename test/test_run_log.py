@@ -113,7 +113,7 @@ def test_every_kind_of_event_comes_back_to_the_last_bit(setup, calls, stamp):
         elif kind == 'change':
             assert event.data == {'parameters': rest[0]}
         elif kind == 'goal':
-            assert event.data == {'goal': rest[0], 'follows': 0}
+            assert event.data == {'goal': rest[0], 'follows': motions * rest[2]}
             seen = rest[1]
         elif kind == 'reset':
             assert event.data == {'seed': rest[0]}
