@@ -64,12 +64,21 @@ def call(service: str, type_name: str, request: str) -> int:
 def print_topics() -> None:
     """Print every topic that another node publishes or subscribes to, with its types."""
     with _node() as node:
-        # Others are found one after another, so a list that is not empty may still be incomplete.
-        time.sleep(TOPICS_WAIT_S)
-        for name, types in sorted(node.get_topic_names_and_types()):
+        end = time.monotonic() + SERVICE_WAIT_S
+        while True:
+            # Others are found one after another, so a list that is not empty may still be incomplete; an empty one may be early.
+            time.sleep(TOPICS_WAIT_S)
+            found = _topics_of_others(node)
+            if found or time.monotonic() > end:
+                break
+        for name, types in found:
+            print(f'{name} [{", ".join(types)}]')
+
+
+def _topics_of_others(node: Node) -> list[tuple[str, list[str]]]:
+    return [(name, types) for name, types in sorted(node.get_topic_names_and_types())
             if any(end.node_name != node.get_name()
-                   for end in [*node.get_publishers_info_by_topic(name), *node.get_subscriptions_info_by_topic(name)]):
-                print(f'{name} [{", ".join(types)}]')
+                   for end in [*node.get_publishers_info_by_topic(name), *node.get_subscriptions_info_by_topic(name)])]
 
 
 @contextlib.contextmanager
