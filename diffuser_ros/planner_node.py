@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -88,6 +89,7 @@ class PlannerNode(LifecycleNode):
         super().__init__(NAME, context=context, parameter_overrides=list(parameter_overrides or []), namespace=namespace)
         self._given = policy
         self._inference: Inference | None = None
+        self._opened = ExitStack()  # what configuring has opened so far, to be closed in reverse
         self._failure = ''
         self._active = False
         self._goal_status = GoalStatus()
@@ -95,11 +97,14 @@ class PlannerNode(LifecycleNode):
         try:
             self._settings = declare_parameters(self)
             if self._settings.autostart:
-                if self.trigger_configure() != TransitionCallbackReturn.SUCCESS:
+                done = self.trigger_configure()
+                if not self.context.ok():  # a signal has closed ROS meanwhile
+                    raise ExternalShutdownException()
+                if done != TransitionCallbackReturn.SUCCESS:
                     raise StartError(self._failure)
                 self.trigger_activate()
             self.add_post_set_parameters_callback(self._parameters_changed)
-        except StartError:
+        except (StartError, ExternalShutdownException):
             self.destroy_node()
             raise
 
@@ -111,15 +116,17 @@ class PlannerNode(LifecycleNode):
             self._robot: Robot = ROBOT_KINDS[self._robot_name()]()
             self._inference = start(self._settings).wait() if self._given is None \
                 else inference_of(Session(self._given), self._settings)
+            self._opened.callback(self._end_planning)
             self._robot.learn(self._inference.ready.channels)
             recorder = self._begin_recording()
+            if recorder is not None:
+                self._opened.callback(recorder.close)
             self._period = 1.0 / self._settings.tick_rate
             self._robot.open(self, self._period, lock_step=self._settings.lock_step)
+            self._opened.callback(self._robot.close, self)
         except (StartError, PlanningError) as error:
             self._failure = str(error)
-            if self._inference is not None:
-                self._inference.close()
-                self._inference = None
+            self._opened.close()
             if not self._settings.autostart:
                 self.get_logger().error(str(error))
             return TransitionCallbackReturn.FAILURE
@@ -159,24 +166,33 @@ class PlannerNode(LifecycleNode):
             raise StartError(str(error)) from error
 
     def _open(self) -> None:
-        """Topics and services."""
-        self._publishing = {name: self.create_publisher(kind, name, qos) for name, kind, qos in (
-            ('~/plan', PlanMessage, EVENT_QOS), ('~/stats', PlannerStats, EVENT_QOS), ('~/goal_status', GoalStatus, LATCHED_QOS),
-            ('/diagnostics', DiagnosticArray, EVENT_QOS))}
+        """Topics and services, each with its own end."""
+        ending = self._opened.callback
+        self._publishing = {}
+        for name, kind, qos in (('~/plan', PlanMessage, EVENT_QOS), ('~/stats', PlannerStats, EVENT_QOS),
+                                ('~/goal_status', GoalStatus, LATCHED_QOS), ('/diagnostics', DiagnosticArray, EVENT_QOS)):
+            self._publishing[name] = self.create_publisher(kind, name, qos)
+            ending(self.destroy_publisher, self._publishing[name])
         self._display = PlanDisplay(self)
-        self._serving = [self.create_service(kind, name, answer) for kind, name, answer in (
-            (SetGoal, '~/set_goal', self._on_set_goal), (Trigger, '~/clear_goal', self._on_clear_goal),
-            (Trigger, '~/reset', self._on_reset), (SetBool, '~/hold', self._on_hold), (Trigger, '~/replan', self._on_replan))]
+        ending(self._display.close, self)
+        for kind, name, answer in (
+                (SetGoal, '~/set_goal', self._on_set_goal), (Trigger, '~/clear_goal', self._on_clear_goal),
+                (Trigger, '~/reset', self._on_reset), (SetBool, '~/hold', self._on_hold), (Trigger, '~/replan', self._on_replan)):
+            ending(self.destroy_service, self.create_service(kind, name, answer))
         polled = not self._settings.lock_step and not self._robot.paced_by_states
         qos, group = (POLLED_QOS, Dormant()) if polled else (STATE_QOS, None)
-        self._listening = [self.create_subscription(kind, topic, partial(self._on_message, topic), qos, callback_group=group)
-                           for topic, kind in self._robot.topics.items()]
-        self._polled = dict(zip(self._robot.topics, self._listening)) if polled else {}
+        self._polled = {}
+        for topic, kind in self._robot.topics.items():
+            subscription = self.create_subscription(kind, topic, partial(self._on_message, topic), qos, callback_group=group)
+            ending(self.destroy_subscription, subscription)
+            if polled:
+                self._polled[topic] = subscription
         self._reaching = ReachGoalServer(self, self)
-        self._exchanging = CheckpointExchange(self, lambda path: with_checkpoint(self._settings, self._robot.name, path),
-                                              self.exchange)
+        ending(self._reaching.close)
+        exchanging = CheckpointExchange(self, lambda path: with_checkpoint(self._settings, self._robot.name, path), self.exchange)
+        ending(exchanging.close)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._diagnosing = self.create_timer(1.0, self._publish_diagnostics, clock=self._steady)
+        ending(self.destroy_timer, self.create_timer(1.0, self._publish_diagnostics, clock=self._steady))
         self._set_goal_status(GoalStatus.NONE, 'no goal has been set')
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -200,51 +216,32 @@ class PlannerNode(LifecycleNode):
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Take back what configuring did."""
-        self._close()
+        self._opened.close()
         return super().on_cleanup(state)
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Hold the robot and take everything back, from whatever state."""
         if self._active:
             self.on_deactivate(state)
-        self._close()
+        self._opened.close()
         return super().on_shutdown(state)
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """What went wrong in a transition is taken back, and the node can be configured again."""
         self.get_logger().error(f'a transition failed; back to unconfigured{": " + self._failure if self._failure else ""}')
         self._active = False
-        self._close()
+        self._opened.close()
         return TransitionCallbackReturn.SUCCESS
-
-    def _close(self) -> None:
-        if self._inference is None:
-            return
-        self._end_planning()
-        self.destroy_timer(self._diagnosing)
-        for subscription in self._listening:
-            self.destroy_subscription(subscription)
-        for service in self._serving:
-            self.destroy_service(service)
-        for publisher in self._publishing.values():
-            self.destroy_publisher(publisher)
-        self._display.close(self)
-        self._robot.close(self)
 
     def destroy_node(self) -> None:
         """End planning and the node."""
-        if self._inference is not None:
-            self._end_planning()
+        self._opened.close()
         super().destroy_node()
 
     def _end_planning(self) -> None:
-        assert self._inference is not None
-        self._inference.close()
-        self._inference = None
-        self._exchanging.close()
-        self._reaching.close()
-        if self._control.recorder is not None:
-            self._control.recorder.close()
+        if self._inference is not None:
+            self._inference.close()
+            self._inference = None
 
     def _parameters_changed(self, parameters: list[Parameter]) -> None:
         ours = {p.name: p.value for p in parameters if p.name in {field.name for field in fields(self._settings)}}
