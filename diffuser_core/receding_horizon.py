@@ -114,16 +114,19 @@ class RecedingHorizon:
             return None
         return plan
 
-    @staticmethod
-    def _kept(conditions: Conditions, shifted: np.ndarray, channels: np.ndarray, steps: int, fade: int) -> Conditions:
-        """`conditions` plus these channels of a plan, shifted to the present; what is known stays as it is."""
+    def _kept(self, conditions: Conditions, shifted: np.ndarray, channels: np.ndarray, steps: int, fade: int) -> Conditions:
+        """`conditions` plus these channels of a plan, shifted to the present; what is known stays as it is.
+
+        An action lasts until the next step: those of the steps before `steps` are kept, and states up to that one.
+        """
         mask, values, weights = conditions.mask.copy(), conditions.values.copy(), conditions.weights.copy()
-        strength = chunking_weights(len(mask), steps, fade)
-        for t in range(1, len(mask)):
-            free = channels[~conditions.mask[t, channels]]
-            if strength[t] == 0.0:
-                break
-            values[t, free] = shifted[t, free]
-            mask[t, free] = strength[t] == 1.0
-            weights[t, free] = 0.0 if strength[t] == 1.0 else strength[t]
+        strength = chunking_weights(len(mask) + 1, steps, fade)
+        actions = channels < self.planner.channels.actions
+        for t in range(len(mask)):
+            for kept, share in ((channels[actions], strength[t + 1]), (channels[~actions], strength[t] if t else 0.0)):
+                free = kept[~conditions.mask[t, kept]]
+                if share > 0.0:
+                    values[t, free] = shifted[t, free]
+                    mask[t, free] = share == 1.0
+                    weights[t, free] = 0.0 if share == 1.0 else share
         return Conditions(mask, values, weights)

@@ -137,8 +137,9 @@ def test_until_a_plan_is_followed_it_does_what_the_last_one_says():
     last = driver.act(state(), 0.0).plan
     plan = driver.replan(state(1), 2 * 0.008, delay=2.5 * 0.008).plan
     assert plan.provenance['committed'] == 3
-    np.testing.assert_allclose(plan.values[1:4], last.values[3:6], atol=1e-12)
-    assert np.abs(plan.values[4] - last.values[6]).max() > 1e-3
+    np.testing.assert_allclose(plan.actions[:3], last.actions[2:5], atol=1e-12)
+    assert np.abs(plan.actions[3] - last.actions[5]).max() > 1e-3
+    assert np.abs(plan.values[1:3, 3:] - last.values[3:5, 3:]).min() > 0.0  # states follow from what is seen now
     motion = pickle.loads(pickle.dumps(driver.replan(state(), 9.0, delay=0.1)))
     assert motion.waits and motion.begun(9.1).plan.t0 == 9.1 and motion.plan.provenance['warm'] is False
 

@@ -170,6 +170,19 @@ def test_the_first_action_is_learnt_since_the_planner_does_not_know_it(tmp_path,
     assert (mask.numpy() == known).all() and not mask[:, 0, :3].any() and mask[:, 0, 3:].all()
 
 
+def test_actions_under_way_are_shown_in_a_quarter_of_the_windows(tmp_path, data):
+    config = TrainConfig('t', DataConfig(str(data[0]), ('*',), horizon=8, whole_episodes=True, continuing=True, prefix=3,
+                                         normalizer='gaussian'), UNetConfig(8, (1, 2)))
+    _, mask = Trainer(config, load_rewarded(str(data[0])), tmp_path)._train.sample(4000, torch.Generator().manual_seed(0))
+    shown = mask[:, :, :3].all(-1)
+    counts = shown.sum(1)
+    assert torch.equal(shown, torch.arange(8) < counts[:, None])
+    assert torch.bincount(counts).div(4000).tolist() == pytest.approx([0.75, 1 / 12, 1 / 12, 1 / 12], abs=0.02)
+    assert mask[:, 0, 3:].all() and not mask[:, 1:, 3:].any()
+    with pytest.raises(ValueError, match='data.prefix lies in 0 ... horizon - 1'):
+        DataConfig('d', ('*',), horizon=8, whole_episodes=True, continuing=True, prefix=8)
+
+
 def test_returns_of_cut_off_and_of_ended_episodes(data):
     episodes = load_rewarded(str(data[0]))
     config = ValueTrainConfig('d', 'c', 'o', discount=0.9)

@@ -173,9 +173,11 @@ def test_a_committed_prefix_keeps_the_last_plan_in_its_channels_only(planner):
     first = horizon.update(np.zeros(2), planner.conditions(), now=0.0)
     second = horizon.update(np.array([0.1, 0.2]), planner.conditions(), now=0.05)
     kept = first.shifted(0.05)
-    assert second.values[1:3, [0, 2]] == pytest.approx(kept[1:3, [0, 2]], abs=1e-5)
+    assert second.values[1:3, 2] == pytest.approx(kept[1:3, 2], abs=1e-5)
+    assert second.values[:2, 0] == pytest.approx(kept[:2, 0], abs=1e-5)  # an action lasts until the next step
     assert np.abs(second.values[1:3, 1] - kept[1:3, 1]).min() > 1e-4
     assert np.abs(second.values[3:] - kept[3:]).max(axis=0).min() > 1e-4
+    assert abs(second.values[2, 0] - kept[2, 0]) > 1e-4
     assert second.states[0] == pytest.approx([0.1, 0.2])
     horizon.restart()
     fresh = horizon.update(np.zeros(2), planner.conditions(), now=0.1)

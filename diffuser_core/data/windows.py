@@ -57,6 +57,8 @@ class Windows:
     goal      columns shown as a goal on the last step in `goal_share` of the windows. The others are drawn without a goal,
               from the first three quarters of their segment: after that the data would teach to rest.
     actions   how many of the first columns are actions, which the planner does not know on the first row
+    prefix    in a quarter of the windows the actions of the first 1 to `prefix` rows are known too: those that are carried out
+              while a plan is made
     latest    (S,) last row at which a window may start, for motions that do not rest at their end: windows then start at any of
               the rows up to there, all equally likely
     jitter    (channels,) largest standard deviation of the noise added to the first row, physical units. Plans are learnt that
@@ -64,10 +66,11 @@ class Windows:
     """
 
     START_SHARE = 0.1
+    PREFIX_SHARE = 0.25
 
     def __init__(self, rows: torch.Tensor, segments: torch.Tensor, *, horizon: int, stride: int, goal: Sequence[int],
                  goal_share: float, symmetries: Symmetries, jitter: torch.Tensor,
-                 latest: torch.Tensor | None = None, actions: int = 0) -> None:
+                 latest: torch.Tensor | None = None, actions: int = 0, prefix: int = 0) -> None:
         lengths = segments[:, 1] - segments[:, 0] + 1
         if len(segments) == 0 or int(lengths.min()) < 2:
             raise ValueError('training needs at least one segment of two rows')
@@ -80,7 +83,7 @@ class Windows:
         self._symmetries = symmetries
         self._jitter = jitter
         self._horizon = horizon
-        self._actions = actions
+        self._actions, self._prefix = actions, prefix
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Windows (count, horizon, channels) in physical units and the mask of what the planner will know."""
@@ -118,6 +121,9 @@ class Windows:
 
         mask = torch.zeros_like(windows, dtype=torch.bool)
         mask[:, 0, self._actions:] = True
+        if self._prefix:
+            rows = torch.where(uniform() < self.PREFIX_SHARE, 1 + (uniform() * self._prefix).long(), 0)
+            mask[:, :, :self._actions] |= (torch.arange(self._horizon, device=device) < rows[:, None])[:, :, None]
         if len(self._goal):
             mask[:, -1, self._goal] = with_goal[:, None]
         return windows, mask, start

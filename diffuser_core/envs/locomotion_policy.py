@@ -70,8 +70,8 @@ class LocomotionPolicy:
         self._select = judge if settings.candidates > 1 else None
         self._guide = settings.guide_scale / value.scale * judge if value and judge and settings.guide_scale else None
         self._tail = tail
-        names = planner.channels.names
-        self._horizon = RecedingHorizon(planner, settings.sampling, committed=names, moving=names)
+        torques = planner.channels.names[:planner.channels.actions]
+        self._horizon = RecedingHorizon(planner, settings.sampling, committed=torques, moving=torques)
         self._motion = self._still
         self.goal: RunGoal | None = None
         self._replans = 0

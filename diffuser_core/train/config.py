@@ -28,6 +28,8 @@ class DataConfig:
                   consists of, whose ends they hold
     continuing    for motions that do not rest at the end of an episode: windows start anywhere, each row equally likely, and end
                   before the end of episodes that were cut off; those that fell hold their last row. Needs whole_episodes
+    prefix        in a quarter of the windows the actions of the first 1 to so many steps are shown, as those that a robot carries
+                  out while its next plan is made; needs continuing. 0: never, and plans that arrive late are made blindly
     normalizer    'limits', 'gaussian' or 'identity'
     least_scale   the normaliser's smallest scale [the channel's unit], so that no trembling channel fills the range
     """
@@ -43,6 +45,7 @@ class DataConfig:
     stride: int = 1
     whole_episodes: bool = False
     continuing: bool = False
+    prefix: int = 0
     normalizer: str = 'limits'
     least_scale: float = 1e-6
 
@@ -51,6 +54,8 @@ class DataConfig:
             raise ValueError(f'data.horizon must be at least 2 and data.stride at least 1, got {self.horizon}, {self.stride}')
         if self.continuing and (not self.whole_episodes or self.goal):
             raise ValueError('data.continuing needs data.whole_episodes and no data.goal')
+        if not 0 <= self.prefix < self.horizon or self.prefix and not self.continuing:
+            raise ValueError(f'data.prefix lies in 0 ... horizon - 1 and needs data.continuing, got {self.prefix}')
         if not self.least_scale > 0.0:
             raise ValueError(f'data.least_scale must be positive, got {self.least_scale}')
         if any(not size >= 0.0 for size in self.jitter.values()):

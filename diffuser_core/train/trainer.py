@@ -113,7 +113,7 @@ class Trainer:
                        goal=self.channels.indices(self._goal).tolist(), goal_share=data.goal_share, symmetries=symmetries,
                        jitter=jitter, latest=None if latest is None else latest.to(self.device),
                        # the mazes' planners were trained with their first force shown, and follow planned states instead
-                       actions=self.channels.actions if data.continuing else 0)
+                       actions=self.channels.actions if data.continuing else 0, prefix=data.prefix)
 
     def run(self, *, progress: bool = True) -> dict[str, Any]:
         """Train to the configured number of steps and return the summary; an interrupt saves first, then propagates."""
