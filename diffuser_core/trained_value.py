@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from diffuser_core.backends import value_gradient
+from diffuser_core.backends import value_gradient, value_only
 from diffuser_core.config import from_mapping, to_mapping
 from diffuser_core.guide_library import ValueGuide
 from diffuser_core.normalize import Normalizer
@@ -54,13 +54,15 @@ class TrainedValue:
         """J as a guide; `normalizer` is on the device where it shall work, `levels` as for `backends.value_gradient`."""
         device = normalizer.offset.device
         network = self.network(len(normalizer.offset), horizon).to(device)
-        graph = value_gradient(network, backend, device, levels=levels)
+        with_gradient = value_gradient(network, backend, device, levels=levels)
+        alone = value_only(network, backend, device, levels=levels)
 
         def value(x: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
-            return self.offset + self.scale * network(x, i)
+            judge = network if torch.is_grad_enabled() and x.requires_grad else alone
+            return self.offset + self.scale * judge(x, i)
 
         def gradient(x: torch.Tensor, i: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            values, gradients = graph(x, i)
+            values, gradients = with_gradient(x, i)
             return self.offset + self.scale * values, self.scale * gradients
 
         return ValueGuide(value, normalizer, gradient=gradient)

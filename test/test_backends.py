@@ -9,7 +9,7 @@ import pytest
 import torch
 from checkpoints import untrained
 
-from diffuser_core.backends import BACKENDS, execute, value_gradient
+from diffuser_core.backends import BACKENDS, execute, value_gradient, value_only
 from diffuser_core.planner import Planner, Sampling
 from diffuser_core.shipped import checkpoint_folder
 from diffuser_core.trajectory import Channels
@@ -60,8 +60,10 @@ def test_the_value_and_its_gradient_agree_with_automatic_differentiation(backend
     with torch.no_grad():
         run = value_gradient(network, backend, CPU)
         found_values, found_gradients = run(x.detach(), i)
+        alone = value_only(network, backend, CPU)(x.detach(), i)
     tolerance = TOLERANCE.get(backend, 1e-5)
     assert relative(found_values, values.detach()) < tolerance
+    assert relative(alone, values.detach()) < tolerance
     assert relative(found_gradients, gradients) < (tolerance if backend != 'openvino-bf16' else 0.2)  # sums of many products
 
 

@@ -21,7 +21,7 @@ from diffuser_core.sampler import Network
 from diffuser_core.unet import TemporalUNet
 from diffuser_core.value_network import ValueNetwork
 
-__all__ = ['BACKENDS', 'execute', 'value_gradient']
+__all__ = ['BACKENDS', 'execute', 'value_gradient', 'value_only']
 
 BACKENDS = ('eager', 'traced', 'compiled', 'cudagraph', 'openvino', 'openvino-bf16')
 
@@ -51,9 +51,21 @@ def value_gradient(network: ValueNetwork, backend: str, device: torch.device, *,
     """
     if levels is not None:
         network = with_level_tables(network, levels)
-    module = ValueAndGradient(network).eval()
+    return _executed(ValueAndGradient(network).eval(), backend, _judged(network, device), device)
+
+
+def value_only(network: ValueNetwork, backend: str, device: torch.device, *, levels: int | None = None) \
+        -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """(noisy (batch, horizon, channels), i) -> J (batch,), as `value_gradient` but without a gradient."""
+    if levels is not None:
+        network = with_level_tables(network, levels)
+    return _executed(network, backend, _judged(network, device), device)
+
+
+def _judged(network: ValueNetwork, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """An example of what a return predictor judges."""
     x = torch.zeros(2, network.horizon, network.channels, device=device)
-    return _executed(module, backend, (x, torch.zeros(1, dtype=torch.int64, device=device)), device)
+    return x, torch.zeros(1, dtype=torch.int64, device=device)
 
 
 def _executed(module: torch.nn.Module, backend: str, inputs: tuple[torch.Tensor, ...], device: torch.device) -> Callable:
