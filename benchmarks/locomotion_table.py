@@ -1,0 +1,171 @@
+"""Table 2 of the paper on data of our own: collects, trains, chooses settings on validation seeds and scores on others.
+
+    python benchmarks/locomotion_table.py --robots hopper walker2d halfcheetah --qualities medium-expert medium medium-replay
+
+Every stage is a command of `diffuser_core`, printed before it runs. What is complete in --out is not done again, so an
+interrupted table goes on. `table.json` and the printed table have a row a task and policy; scores are on D4RL's scale, intervals
+over the episodes of all training seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from diffuser_core.envs.locomotion import ROBOTS, score
+from diffuser_core.evaluate.locomotion import PAPER
+from diffuser_core.evaluate.statistics import mean_interval
+from diffuser_core.experts.collect_locomotion import QUALITIES
+from diffuser_core.shipped import config_folder
+
+VALIDATION_SEED = 5000
+TEST_SEED = 100
+POLICIES = ('behaviour-medium', 'behaviour-best', 'imitation', 'ours')
+IMITATION = ('--candidates', '1', '--guide-scale', '0')
+"""One plan a tick, without the return predictor."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The commands behind the table's rows."""
+
+    options: argparse.Namespace
+
+    def run(self, *words: str) -> None:
+        """Run a verb; CalledProcessError if it fails."""
+        command = [sys.executable, '-m', 'diffuser_core', *words]
+        print('$ python', shlex.join(command[1:]), flush=True)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+    def data(self, robot: str, quality: str) -> Path:
+        """The folder of a data set, collected if need be."""
+        out = self.options.out / 'data' / f'{robot}_{quality}'
+        steps = () if self.options.data_steps is None else ('--steps', str(self.options.data_steps))
+        self.run('collect', 'locomotion', '--robot', robot, '--quality', quality, '--out', str(out),
+                 *(() if quality == 'medium-replay' else steps), *self.workers)
+        return out
+
+    def planner(self, robot: str, quality: str, seed: int) -> Path:
+        """A checkpoint with its return predictor, trained if need be."""
+        folder = self.options.out / f'{robot}_{quality}_{seed}'
+        judged = folder / 'checkpoint'
+        if not judged.exists():
+            data, threads = self.data(robot, quality), ('--threads', str(self.options.threads))
+            self.run('train', os.path.relpath(config_folder() / f'{robot}.yaml'), f'data.path={data}', f'seed={seed}',
+                     f'name={robot}_{quality}', *self.options.planner, '--out', str(folder / 'planner'), *threads)
+            self.run('train', '--value', os.path.relpath(config_folder() / f'{robot}_value.yaml'), f'data={data}', f'seed={seed}',
+                     f'checkpoint={folder / "planner/checkpoint"}', f'out={judged}', *self.options.value, *threads)
+        return judged
+
+    def score(self, robot: str, quality: str, out: Path, episodes: int, first_seed: int, *words: str) -> dict[str, Any]:
+        """The records of an evaluation, and its summary."""
+        self.run('evaluate', 'locomotion', '--robot', robot, '--quality', quality, '--episodes', str(episodes), '--seed-start',
+                 str(first_seed), '--out', str(out), *words, *self.workers)
+        found: dict[str, Any] = json.loads((out / 'summary.json').read_text(encoding='utf-8'))
+        return found
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        """The option for how many processes."""
+        return () if self.options.workers is None else ('--workers', str(self.options.workers))
+
+    def settings(self, robot: str, quality: str, checkpoint: Path) -> tuple[str, ...]:
+        """The guide scale that does best on the validation seeds."""
+        scores = {}
+        for scale in self.options.guide_scales:
+            name = f'validation_{scale:g}'
+            summary = self.score(robot, quality, checkpoint.parent / name, self.options.validation_episodes, VALIDATION_SEED,
+                                 *self.plans(checkpoint), '--guide-scale', str(scale))
+            scores[scale] = summary['rows'][0]['score']
+            print(f'  {robot}-{quality}, guide scale {scale:g}: {scores[scale]:.1f} on validation seeds', flush=True)
+        return '--guide-scale', str(max(scores, key=lambda scale: scores[scale]))
+
+    def plans(self, checkpoint: Path) -> tuple[str, ...]:
+        """How the planner is run."""
+        return '--checkpoint', str(checkpoint), '--backend', self.options.backend
+
+    def row(self, robot: str, quality: str, policy: str, seeds: Sequence[int]) -> dict[str, Any]:
+        """A row of the table: one of `POLICIES`."""
+        records, chosen = [], []
+        for seed in seeds:
+            if policy.startswith('behaviour'):
+                out, words = self.options.out / f'{robot}_{policy}', ('--policy', policy)
+            else:
+                checkpoint = self.planner(robot, quality, seed)
+                out = checkpoint.parent / policy
+                settings = IMITATION if policy == 'imitation' else self.settings(robot, quality, checkpoint)
+                chosen.append(' '.join(settings))
+                words = (*self.plans(checkpoint), *settings)
+            self.score(robot, quality, out, self.options.episodes, TEST_SEED, *words)
+            lines = (out / 'episodes.jsonl').read_text(encoding='utf-8').splitlines()
+            records += [json.loads(line) for line in lines]
+        scores = np.array([record['score'] for record in records])
+        planning = [record['planning_ms']['p50'] for record in records if record['planning_ms']['p50'] is not None]
+        return {'task': f'{robot}-{quality}', 'policy': policy, 'settings': chosen, 'score': float(scores.mean()),
+                'ci95': list(mean_interval(scores)), 'return': float(np.mean([record['return'] for record in records])),
+                'episodes': len(records), 'fell': sum(record['failure'] is not None for record in records),
+                'planning_ms': float(np.median(planning)) if planning else None, 'paper': PAPER[f'{robot}-{quality}']}
+
+
+def data_return(folder: Path) -> tuple[float, int, int]:
+    """Mean return of a data set's episodes, how many they are, and their steps; of those that the collection cut off, none."""
+    from diffuser_core.data.episodes import load_episodes
+
+    data = load_episodes(folder, whole=True)
+    assert data.rewards is not None and data.terminated is not None
+    lengths = np.diff(data.bounds, axis=1)[:, 0] - 1
+    returns = np.add.reduceat(data.rewards, data.bounds[:, 0], dtype=np.float64)
+    whole = data.terminated | (lengths >= 1000)
+    return float(returns[whole].mean()), int(whole.sum()), int(lengths.sum())
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
+    parser.add_argument('--robots', nargs='+', choices=list(ROBOTS), default=list(ROBOTS))
+    parser.add_argument('--qualities', nargs='+', choices=QUALITIES[:3], default=list(QUALITIES[:3]))
+    parser.add_argument('--planner', nargs='*', default=[], metavar='key=value', help="changes of the planners' configuration")
+    parser.add_argument('--value', nargs='*', default=[], metavar='key=value', help="of the return predictors'")
+    parser.add_argument('--training-seeds', type=int, nargs='+', default=[0])
+    parser.add_argument('--data-steps', type=int, default=None, help="of each data set but medium-replay; default: D4RL's")
+    parser.add_argument('--episodes', type=int, default=15, help='of each training seed')
+    parser.add_argument('--validation-episodes', type=int, default=15)
+    parser.add_argument('--guide-scales', type=float, nargs='+', default=[0.0, 0.1], help='to choose from')
+    parser.add_argument('--policies', nargs='+', choices=POLICIES, default=POLICIES)
+    parser.add_argument('--backend', default='openvino')
+    parser.add_argument('--threads', type=int, default=1)
+    parser.add_argument('--workers', type=int, default=None)
+    parser.add_argument('--out', type=Path, default=Path('runs/table2'))
+    options = parser.parse_args()
+    stages, rows = Stages(options), []
+    try:
+        for quality in options.qualities:
+            for robot in options.robots:
+                data = stages.data(robot, quality)
+                mean, episodes, steps = data_return(data)
+                rows.append({'task': f'{robot}-{quality}', 'policy': 'data', 'score': score(ROBOTS[robot], mean), 'return': mean,
+                             'episodes': episodes, 'steps': steps})
+                rows += [stages.row(robot, quality, policy, options.training_seeds) for policy in options.policies]
+                for row in rows[-len(options.policies) - 1:]:
+                    print(json.dumps(row), flush=True)
+                (options.out / 'table.json').write_text(json.dumps(rows, indent=2) + '\n', encoding='utf-8')
+    except subprocess.CalledProcessError as error:
+        print(f'locomotion_table: {shlex.join(error.cmd[1:])} failed', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
