@@ -39,7 +39,7 @@ def points(options: argparse.Namespace, command: str) -> list[dict[str, Any]]:
             suite = LocomotionSuite(
                 options.robot, options.quality, options.checkpoint, settings=replace(ours, warm=warm, sampling=sampling),
                 episodes=options.episodes, seed_start=options.seed_start, workers=options.workers,
-                replan_every=options.replan_every)
+                replan_every=options.replan_every, backend=options.backend)
             name = f'{options.robot}_{options.quality}_{"warm" if warm else "cold"}_{steps}'
             (row,) = evaluate_locomotion(suite, options.out / name, command)['rows']
             found.append({'start': start, 'steps': steps, **row})
@@ -85,6 +85,7 @@ def main() -> int:
     parser.add_argument('--episodes', type=int, default=15)
     parser.add_argument('--seed-start', type=int, default=100)
     parser.add_argument('--replan-every', type=int, default=1)
+    parser.add_argument('--backend', default='traced', help='how networks are executed: traced, openvino, ...')
     parser.add_argument('--workers', type=int, default=None)
     parser.add_argument('--out', type=Path, default=Path('runs/figure7'))
     options = parser.parse_args()

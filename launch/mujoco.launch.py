@@ -8,6 +8,7 @@ a planner trained as docs/locomotion.md says (driver:=planner). For example
 
 from pathlib import Path
 
+import yaml
 from launch_ros.actions import Node
 
 from diffuser_ros.launch_parts import Arguments, description, end_together, folder, text
@@ -19,6 +20,7 @@ ARGUMENTS = {
     'driver': ('random', "who drives: 'random', actions drawn at random; 'external', whoever publishes on command; 'planner', "
                'a trained planner of ours'),
     'checkpoint': ('', 'for driver:=planner: folder of a trained planner; empty: the one that comes with the package'),
+    'backend': ('traced', 'for driver:=planner: how its networks are executed: traced, openvino (twice as fast), ...'),
     'record': ('', 'for driver:=planner: a new file (.mcap) that the run is recorded to; empty: none'),
     'realtime': ('true', 'true: the simulation follows the clock; false: it waits for every command'),
     'publish_clock': ('false', 'publish the simulated time on /clock, for nodes with use_sim_time (true or false)'),
@@ -46,8 +48,9 @@ def nodes(context):
     checkpoint = folder(given['checkpoint']) or shipped(given['env'])
     planner = Node(package='diffuser_ros', executable='planner_node', name='diffuser_planner', output='screen',
                    parameters=[str(CONFIG / 'runner_planner.yaml'),
-                               {'checkpoint': text(checkpoint), 'lock_step': not given.flag('realtime'),
-                                'record': text(folder(given['record']))}])
+                               {'checkpoint': text(checkpoint), 'backend': text(given['backend']),
+                                'lock_step': not given.flag('realtime'), 'record': text(folder(given['record'])),
+                                **pace(Path(checkpoint))}])
     return end_together({'the bridge has ended': bridge, 'the planner has ended': planner, 'the episodes have ended': episode})
 
 
@@ -59,6 +62,16 @@ def shipped(env):
         raise RuntimeError(f'no planner for env:={env} comes with the package: train one (docs/locomotion.md) and name its '
                            'folder with checkpoint:=')
     return str(found[0])
+
+
+def pace(checkpoint):
+    """The parameters that follow from the length of a planning step, which is a tick; none for what the node will refuse."""
+    try:
+        described = yaml.safe_load((checkpoint / 'config.yaml').read_text(encoding='utf-8'))
+        step, horizon = float(described['step_dt']), int(described['horizon'])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return {}
+    return {'tick_rate': 1.0 / step, 'state_timeout': 12 * step, 'plan_timeout': (horizon - 1) * step}
 
 
 def generate_launch_description():

@@ -1,4 +1,4 @@
-"""Train a baseline (behaviour cloning, BCQ, CQL or IQL of d3rlpy) on the data of a task.
+"""Train a baseline (behaviour cloning, AWAC, BCQ, CQL or IQL of d3rlpy) on the data of a task.
 
 Runs from the project's root in an environment made of `requirements.txt`; see docs/baselines.md. Writes to `--out`:
 policy.pt (TorchScript: observation to action, for `diffuser_core evaluate ... --policy`), summary.json, and model.pt with
@@ -30,7 +30,7 @@ from diffuser_core.evaluate.baselines.encoding import Transitions, load_transiti
 from diffuser_core.evaluate.baselines.locomotion import load_locomotion_transitions
 from diffuser_core.evaluate.baselines.mazes import load_maze_transitions
 
-BATCH = {'bc': 256, 'bcq': 100, 'cql': 100, 'iql': 256}
+BATCH = {'bc': 256, 'awac': 256, 'bcq': 100, 'cql': 100, 'iql': 256}
 """Transitions of a gradient step. BCQ and CQL also draw 10 actions for each of them, so theirs are smaller."""
 ACTION_SAMPLES = 10
 HIDDEN = [256, 256]
@@ -49,6 +49,8 @@ def build(name: str, data: Transitions, device: str) -> Any:
     elif name == 'iql':
         config = d3rlpy.algos.IQLConfig(actor_encoder_factory=encoder, critic_encoder_factory=encoder, gamma=0.99,
                                         value_encoder_factory=encoder, **common)
+    elif name == 'awac':
+        config = d3rlpy.algos.AWACConfig(actor_encoder_factory=encoder, critic_encoder_factory=encoder, gamma=0.99, **common)
     else:
         common |= {'actor_encoder_factory': encoder, 'critic_encoder_factory': encoder, 'gamma': 0.99,
                    'n_action_samples': ACTION_SAMPLES}
