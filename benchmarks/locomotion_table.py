@@ -32,9 +32,10 @@ from diffuser_core.shipped import config_folder
 
 VALIDATION_SEED = 5000
 TEST_SEED = 100
-POLICIES = ('behaviour-medium', 'behaviour-best', 'imitation', 'ours')
-IMITATION = ('--candidates', '1', '--guide-scale', '0')
-"""One plan a tick, without the return predictor."""
+POLICIES = ('behaviour-medium', 'behaviour-best', 'ours')
+MORE_POLICIES = ('imitation', 'guided')
+GUIDED = ('--candidates', '8', '--steps', '5')
+"""Plans that are not told which return to reach: the best of 8 by the return predictor, bent by its gradient."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,16 @@ class Stages:
                  *(() if quality == 'medium-replay' else steps), *self.workers)
         return out
 
-    def planner(self, robot: str, quality: str, seed: int) -> Path:
-        """A checkpoint with its return predictor, trained if need be."""
-        folder = self.options.out / f'{robot}_{quality}_{seed}'
-        judged = folder / 'checkpoint'
-        if not judged.exists():
-            data, threads = self.data(robot, quality), ('--threads', str(self.options.threads))
+    def planner(self, robot: str, quality: str, seed: int, guided: bool) -> Path:
+        """A checkpoint of a planner that is told the return to reach, or of one with a return predictor; trained if need be."""
+        folder = self.options.out / (f'{robot}_{quality}_{seed}' + ('_guided' if guided else ''))
+        judged = folder / ('checkpoint' if guided else 'planner/checkpoint')
+        data, threads = self.data(robot, quality), ('--threads', str(self.options.threads))
+        if not (guided and judged.exists()):
             self.run('train', os.path.relpath(config_folder() / f'{robot}.yaml'), f'data.path={data}', f'seed={seed}',
-                     f'name={robot}_{quality}', *self.options.planner, '--out', str(folder / 'planner'), *threads)
+                     f'name={robot}_{quality}', *(('data.returns=null',) if guided else ()), *self.options.planner,
+                     '--out', str(folder / 'planner'), *threads)
+        if guided and not judged.exists():
             self.run('train', '--value', os.path.relpath(config_folder() / f'{robot}_value.yaml'), f'data={data}', f'seed={seed}',
                      f'checkpoint={folder / "planner/checkpoint"}', f'out={judged}', *self.options.value, *threads)
         return judged
@@ -81,31 +84,35 @@ class Stages:
         """The option for how many processes."""
         return () if self.options.workers is None else ('--workers', str(self.options.workers))
 
-    def settings(self, robot: str, quality: str, checkpoint: Path) -> tuple[str, ...]:
-        """The guide scale that does best on the validation seeds."""
-        scores = {}
-        for scale in self.options.guide_scales:
-            name = f'validation_{scale:g}'
-            summary = self.score(robot, quality, checkpoint.parent / name, self.options.validation_episodes, VALIDATION_SEED,
-                                 *self.plans(checkpoint), '--guide-scale', str(scale))
-            scores[scale] = summary['rows'][0]['score']
-            print(f'  {robot}-{quality}, guide scale {scale:g}: {scores[scale]:.1f} on validation seeds', flush=True)
-        return '--guide-scale', str(max(scores, key=lambda scale: scores[scale]))
+    def settings(self, robot: str, quality: str, checkpoint: Path, policy: str) -> tuple[str, ...]:
+        """The settings of a policy that do best on the validation seeds."""
+        if policy == 'imitation':
+            return GUIDED[:1] + ('1',) + GUIDED[2:]
+        choices = [('--aim', f'{aim:g}') for aim in self.options.aims] if policy == 'ours' else \
+            [(*GUIDED, '--guide-scale', f'{scale:g}') for scale in self.options.guide_scales]
+        scores = []
+        for choice in choices:
+            out = checkpoint.parent / f'validation_{policy}_{choice[-1]}'
+            summary = self.score(robot, quality, out, self.options.validation_episodes, VALIDATION_SEED, *self.plans(checkpoint),
+                                 *choice)
+            scores.append(summary['rows'][0]['score'])
+            print(f'  {robot}-{quality}, {" ".join(choice)}: {scores[-1]:.1f} on validation seeds', flush=True)
+        return choices[int(np.argmax(scores))]
 
     def plans(self, checkpoint: Path) -> tuple[str, ...]:
         """How the planner is run."""
         return '--checkpoint', str(checkpoint), '--backend', self.options.backend
 
     def row(self, robot: str, quality: str, policy: str, seeds: Sequence[int]) -> dict[str, Any]:
-        """A row of the table: one of `POLICIES`."""
+        """A row of the table: one of `POLICIES` or `MORE_POLICIES`."""
         records, chosen = [], []
         for seed in seeds:
             if policy.startswith('behaviour'):
                 out, words = self.options.out / f'{robot}_{policy}', ('--policy', policy)
             else:
-                checkpoint = self.planner(robot, quality, seed)
+                checkpoint = self.planner(robot, quality, seed, policy != 'ours')
+                settings = self.settings(robot, quality, checkpoint, policy)
                 out = checkpoint.parent / policy
-                settings = IMITATION if policy == 'imitation' else self.settings(robot, quality, checkpoint)
                 chosen.append(' '.join(settings))
                 words = (*self.plans(checkpoint), *settings)
             self.score(robot, quality, out, self.options.episodes, TEST_SEED, *words)
@@ -142,8 +149,9 @@ def main() -> int:
     parser.add_argument('--data-steps', type=int, default=None, help="of each data set but medium-replay; default: D4RL's")
     parser.add_argument('--episodes', type=int, default=15, help='of each training seed')
     parser.add_argument('--validation-episodes', type=int, default=15)
+    parser.add_argument('--aims', type=float, nargs='+', default=[1.0, 1.5, 2.0], help='to choose from')
     parser.add_argument('--guide-scales', type=float, nargs='+', default=[0.0, 0.1], help='to choose from')
-    parser.add_argument('--policies', nargs='+', choices=POLICIES, default=POLICIES)
+    parser.add_argument('--policies', nargs='+', choices=(*POLICIES, *MORE_POLICIES), default=POLICIES)
     parser.add_argument('--backend', default='openvino')
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--workers', type=int, default=None)

@@ -133,6 +133,8 @@ def _parser() -> argparse.ArgumentParser:
                          'runs/baselines/hopper_medium-expert_bc/policy.pt')
     running.add_argument('--paper', action='store_true', help="plan as the released code does: 64 candidates, all denoising "
                          'steps, every plan from noise; minutes an episode')
+    running.add_argument('--aim', type=float, default=None, help='the return that is aimed at, in deviations above the mean of '
+                         'those in the data; for planners that are told it')
     running.add_argument('--guide-scale', type=float, default=None, help="factor of the return's gradient; 0: no guide")
     running.add_argument('--candidates', type=int, default=None, help='plans drawn at once; the one of the best return is taken')
     running.add_argument('--warm', action='store_true', help='make plans from the last one; default: from noise')
@@ -177,7 +179,8 @@ def _train(options: argparse.Namespace) -> None:
 
     from diffuser_core.config import load_config
     from diffuser_core.train.config import TrainConfig
-    from diffuser_core.train.data_sets import load_rewarded, load_stacking, load_training_data
+    from diffuser_core.train.data_sets import TrainingData, load_rewarded, load_stacking, load_training_data
+    from diffuser_core.train.returns import with_returns
     from diffuser_core.train.stacking_classifier import ClassifierConfig, train_stacking_classifier
     from diffuser_core.train.trainer import Trainer
     from diffuser_core.train.value import ValueTrainConfig, train_return_predictor
@@ -194,7 +197,8 @@ def _train(options: argparse.Namespace) -> None:
         print(json.dumps(train_return_predictor(predictor, load_rewarded(predictor.data), options.command), indent=2))
         return
     config = load_config(TrainConfig, options.config, options.overrides)
-    data = load_training_data(config.data.path, whole=config.data.whole_episodes)
+    data: TrainingData = with_returns(load_rewarded(config.data.path), config.data.returns) if config.data.returns is not None \
+        else load_training_data(config.data.path, whole=config.data.whole_episodes)
     out = options.out or Path('runs/train') / config.name
     summary = Trainer(config, data, out, device=options.device, command=options.command).run()
     print(json.dumps(summary, indent=2))
@@ -259,7 +263,7 @@ def _evaluate_locomotion(options: argparse.Namespace) -> None:
     from diffuser_core.envs.locomotion_policy import LocomotionSettings
     from diffuser_core.evaluate.locomotion import LocomotionSuite, evaluate_locomotion, format_locomotion_rows
     sampling = _sampling(options) | ({} if options.rule is None else {'rule': options.rule})
-    chosen = {name: getattr(options, name) for name in ('guide_scale', 'candidates') if getattr(options, name) is not None}
+    chosen = {name: getattr(options, name) for name in ('aim', 'guide_scale', 'candidates') if getattr(options, name) is not None}
     if options.warm:
         chosen['warm'] = True
     if (options.policy is not None or options.paper) and (sampling or chosen):

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ['Channels', 'Plan']
+__all__ = ['RETURN', 'Channels', 'Plan']
+
+RETURN = 'return'
+"""The channel of the return from a step on. It is not observed but wished for."""
 
 
 @dataclass(frozen=True)

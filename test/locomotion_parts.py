@@ -9,7 +9,7 @@ from diffuser_core.checkpoint import Checkpoint, DiffusionConfig
 from diffuser_core.experts.behaviour import Actor, save_actors
 from diffuser_core.normalize import Normalizer
 from diffuser_core.trained_value import TrainedValue
-from diffuser_core.trajectory import Channels
+from diffuser_core.trajectory import RETURN, Channels
 from diffuser_core.unet import TemporalUNet, UNetConfig
 from diffuser_core.value_network import ValueConfig, ValueNetwork
 
@@ -28,6 +28,15 @@ def actors(path: Path) -> Path:
     """A file of three snapshots, of 10, 20 and 30 steps; 20 is medium."""
     save_actors(path, {steps: actor(steps) for steps in (10, 20, 30)}, 20, {})
     return path
+
+
+def told_hopper() -> Checkpoint:
+    """An untrained planner of the hopper that is told the return: 100 in the mean of the data, with a deviation of 20."""
+    torch.manual_seed(0)
+    model, channels = UNetConfig(8, (1, 2), context=8), Channels((*HOPPER.names, RETURN), ('1',) * 15, 3)
+    scales = Normalizer('gaussian', torch.tensor([*[0.0] * 14, 100.0]), torch.tensor([*[2.0] * 14, 20.0]))
+    return Checkpoint(TemporalUNet(15, model).state_dict(), model, DiffusionConfig(levels=8, clip=False), scales, channels, 8,
+                      0.008, provenance={'made': 'by a test'})
 
 
 def hopper(horizon: int = 8, value: bool = True) -> Checkpoint:

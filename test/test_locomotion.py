@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from locomotion_parts import HOPPER, actors, hopper
+from locomotion_parts import HOPPER, actors, hopper, told_hopper
 
 from diffuser_core.checkpoint import Checkpoint, CheckpointError
 from diffuser_core.cli import main
 from diffuser_core.envs.locomotion import robot_of
+from diffuser_core.envs.locomotion_motion import RunGoal
 from diffuser_core.envs.locomotion_policy import LocomotionPolicy, LocomotionSettings
 from diffuser_core.evaluate import locomotion, locomotion_policies
 from diffuser_core.evaluate.locomotion_mppi import MppiPolicy, MppiSettings
@@ -132,6 +133,18 @@ def test_the_guide_is_measured_in_deviations_of_the_returns():
     assert np.abs(free - plans[0]).max() > 1e-3
 
 
+def test_a_planner_that_is_told_the_return_is_told_what_is_aimed_at():
+    driver = policy(told_hopper(), guide_scale=0.0, candidates=1, warm=False, aim=1.5)
+    driver.set_goal(RunGoal(), state())
+    plan = driver.replan(state(), 0.0).plan
+    assert plan.values[0, -1] == pytest.approx(100.0 + 1.5 * 20.0)
+    np.testing.assert_allclose(plan.values[0, 3:-1], list(state().values()), atol=1e-5)
+    other = policy(told_hopper(), guide_scale=0.0, candidates=1, warm=False, aim=0.5).replan(state(), 0.0).plan
+    assert np.abs(plan.actions - other.actions).max() > 1e-3
+    with pytest.raises(ValueError, match='aim finite'):
+        LocomotionSettings(aim=float('inf'))
+
+
 def test_until_a_plan_is_followed_it_does_what_the_last_one_says():
     driver = policy()
     last = driver.act(state(), 0.0).plan
@@ -208,6 +221,13 @@ def test_a_planner_is_run_with_the_data_it_learnt_from_and_goes_on(tmp_path, fol
     assert all(r['replans'] == r['ticks'] for r in records)
     assert run(*words, '--guide-scale', 0.2, '--episodes', 1) == 2
     assert 'holds results of other settings (settings)' in capsys.readouterr().err
+
+
+def test_a_planner_that_is_told_the_return_is_run(tmp_path, here):
+    told_hopper().save(tmp_path / 'told')
+    words = ('--checkpoint', tmp_path / 'told', '--episodes', 1, '--out', tmp_path / 'out')
+    assert run(*words, '--aim', 0.25) == 0
+    assert summary(tmp_path / 'out')['settings']['aim'] == 0.25
 
 
 @pytest.mark.parametrize('name', ['random', 'behaviour-medium', 'behaviour-best'])

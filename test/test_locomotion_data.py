@@ -24,8 +24,9 @@ from diffuser_core.planner import Planner
 from diffuser_core.shipped import config_folder
 from diffuser_core.train.config import DataConfig, TrainConfig
 from diffuser_core.train.data_sets import latest_starts, load_rewarded
+from diffuser_core.train.returns import returns_to_go, with_returns
 from diffuser_core.train.trainer import Trainer
-from diffuser_core.train.value import ValueTrainConfig, returns_to_go
+from diffuser_core.train.value import ValueTrainConfig
 from diffuser_core.trajectory import Channels
 from diffuser_core.unet import UNetConfig
 
@@ -185,8 +186,7 @@ def test_actions_under_way_are_shown_in_a_quarter_of_the_windows(tmp_path, data)
 
 def test_returns_of_cut_off_and_of_ended_episodes(data):
     episodes = load_rewarded(str(data[0]))
-    config = ValueTrainConfig('d', 'c', 'o', discount=0.9)
-    returns = returns_to_go(episodes, config)
+    returns = returns_to_go(episodes, 0.9)
     (fallen,) = np.flatnonzero(episodes.terminated)[:1]
     first, end = episodes.bounds[fallen]
     rewards = episodes.rewards[first:end - 1].astype(np.float64)
@@ -195,7 +195,7 @@ def test_returns_of_cut_off_and_of_ended_episodes(data):
     first, end = episodes.bounds[cut]
     last = episodes.rewards[first:end - 1][-100:].mean() / 0.1
     assert returns[end - 2] == pytest.approx(episodes.rewards[end - 2] + 0.9 * last)
-    penalised = returns_to_go(episodes, ValueTrainConfig('d', 'c', 'o', termination_penalty=-100.0, continuing=False))
+    penalised = returns_to_go(episodes, 0.99, termination_penalty=-100.0, continuing=False)
     assert penalised[episodes.bounds[fallen][1] - 2] == -100.0
     assert penalised[end - 2] == pytest.approx(episodes.rewards[end - 2])
 
@@ -219,7 +219,7 @@ def test_a_planner_and_its_return_predictor_are_trained_on_it(tmp_path, data, ca
     assert main(['train', '--value', str(judge)]) == 0
     made = Checkpoint.load(tmp_path / 'runs/train/judged/checkpoint')
     assert made.value is not None and made.value.discount == 0.99 and made.horizon == 8
-    returns = returns_to_go(load_rewarded(str(data[0])), ValueTrainConfig('d', 'c', 'o'))
+    returns = returns_to_go(load_rewarded(str(data[0])), 0.99)
     assert made.value.offset == pytest.approx(returns.mean()) and made.value.scale == pytest.approx(returns.std())
     assert set(made.value.provenance['held_out']) == {f'level {i}' for i in (0, 2, 4, 5, 7)}
     assert (tmp_path / 'runs/train/judged/calibration.png').stat().st_size > 1000
@@ -232,6 +232,33 @@ def test_a_planner_and_its_return_predictor_are_trained_on_it(tmp_path, data, ca
     assert 'one at a time' in capsys.readouterr().err
     assert main(['train', str(planner), 'data.whole_episodes=false']) == 2
     assert 'data.continuing needs data.whole_episodes' in capsys.readouterr().err
+
+
+def test_a_planner_that_is_told_the_return_is_shown_it_on_the_first_step(tmp_path, data, capsys, monkeypatch):
+    episodes = load_rewarded(str(data[0]))
+    told = with_returns(episodes, 0.9)
+    assert told.channels == (*episodes.channels, 'return') and told.actions == 3
+    np.testing.assert_allclose(told.observations[:, -1], returns_to_go(episodes, 0.9), rtol=1e-6)
+    np.testing.assert_array_equal(told.observations[:, :-1], episodes.observations)
+    monkeypatch.chdir(tmp_path)
+    planner = write(tmp_path / 'hopper.yaml', {
+        'name': 'told', 'data': {'path': str(data[0]), 'channels': ['*'], 'whole_episodes': True, 'continuing': True,
+                                 'horizon': 8, 'normalizer': 'gaussian', 'returns': 0.9},
+        'model': {'width': 8, 'multipliers': [1, 2], 'context': 8}, 'diffusion': {'levels': 8, 'clip': False},
+        'optimizer': {'steps': 2, 'batch': 4, 'warmup': 1, 'precision': 'float32'}})
+    assert main(['train', str(planner)]) == 0
+    made = Checkpoint.load('runs/train/told/checkpoint')
+    assert made.channels.observations == (*HOPPER.observations, 'return')
+    assert made.normalizer.offset[-1] == pytest.approx(told.observations[:, -1].mean(), rel=1e-4)
+    _, mask = Trainer(load_config(TrainConfig, planner), told, tmp_path / 'out')._train.sample(
+        5, torch.Generator().manual_seed(0))
+    assert mask[:, 0, 3:].all() and not mask[:, 0, :3].any() and not mask[:, 1:].any()
+    capsys.readouterr()
+    judge = write(tmp_path / 'value.yaml', {'data': str(data[0]), 'checkpoint': 'runs/train/told/checkpoint', 'out': 'o'})
+    assert main(['train', '--value', str(judge)]) == 2
+    assert 'is told which return to reach and needs no predictor' in capsys.readouterr().err
+    assert main(['train', str(planner), 'data.returns=1.0']) == 2
+    assert 'data.returns is a discount in (0, 1)' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('words, why', [
@@ -255,9 +282,10 @@ def test_baselines_learn_from_the_same_steps(data, tmp_path):
         load_locomotion_transitions(tmp_path)
 
 
-@pytest.mark.parametrize('robot', ['hopper', 'walker2d'])
+@pytest.mark.parametrize('robot', ['hopper', 'walker2d', 'halfcheetah'])
 def test_the_shipped_configurations_are_valid_and_go_together(robot):
     planner = load_config(TrainConfig, config_folder() / f'{robot}.yaml')
     judge = load_config(ValueTrainConfig, config_folder() / f'{robot}_value.yaml')
     assert planner.data.continuing and planner.data.path == judge.data == f'runs/collect/{robot}_medium-expert'
-    assert judge.checkpoint == f'runs/train/{planner.name}/checkpoint' and planner.name == robot
+    assert judge.checkpoint == f'runs/train/{planner.name}_guided/checkpoint' and planner.name == robot
+    assert planner.data.returns is not None

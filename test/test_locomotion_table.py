@@ -36,36 +36,42 @@ def table(monkeypatch, tmp_path):
 
 
 SMALL = ('--robots', 'hopper', '--qualities', 'medium', '--data-steps', '600', '--episodes', '1', '--validation-episodes', '1',
-         '--policies', 'behaviour-medium', 'ours', '--backend', 'eager',
-         '--planner', 'optimizer.steps=2', 'optimizer.batch=4', 'data.horizon=8', 'model.width=8',
-         '--value', 'steps=2', 'batch=4')
+         '--policies', 'behaviour-medium', 'ours', '--aims', '1', '1.5', '--backend', 'eager',
+         '--planner', 'optimizer.steps=2', 'optimizer.batch=4', 'data.horizon=8', 'model.width=8')
 
 
 def test_a_task_is_collected_learnt_and_scored_once(table, tmp_path, monkeypatch):
     code, verbs = table(*SMALL)
     assert code == 0 and [verb.split()[0] for verb in verbs] == [
-        'collect', 'evaluate', 'collect', 'train', 'train', 'evaluate', 'evaluate', 'evaluate']
+        'collect', 'evaluate', 'collect', 'train', 'evaluate', 'evaluate', 'evaluate']
     rows = json.loads((tmp_path / 'table/table.json').read_text())
     assert [row['policy'] for row in rows] == ['data', 'behaviour-medium', 'ours']
     data, medium, ours = rows
     assert data['steps'] == 600 and 0 < data['return'] < 4000 and medium['return'] > ours['return']
     assert all(row['ci95'][0] <= row['score'] <= row['ci95'][1] and row['paper'] == 58.5 for row in rows[1:])
-    made = Checkpoint.load(tmp_path / 'table/hopper_medium_0/checkpoint')
-    assert made.value is not None and made.horizon == 8
-    validated = [json.loads((tmp_path / f'table/hopper_medium_0/validation_{scale}/summary.json').read_text())
-                 for scale in ('0', '0.1')]
+    made = Checkpoint.load(tmp_path / 'table/hopper_medium_0/planner/checkpoint')
+    assert made.value is None and 'return' in made.channels.names and made.horizon == 8
+    validated = [json.loads((tmp_path / f'table/hopper_medium_0/planner/validation_ours_{aim}/summary.json').read_text())
+                 for aim in ('1', '1.5')]
     assert [summary['seed_start'] for summary in validated] == [5000, 5000]
-    chosen = max(validated, key=lambda summary: summary['rows'][0]['score'])['settings']['guide_scale']
-    assert ours['settings'] == [f'--guide-scale {chosen}']
+    chosen = max(validated, key=lambda summary: summary['rows'][0]['score'])['settings']['aim']
+    assert ours['settings'] == [f'--aim {chosen:g}']
 
-    weights = tmp_path / 'table/hopper_medium_0/checkpoint' / WEIGHTS
+    weights = tmp_path / 'table/hopper_medium_0/planner/checkpoint' / WEIGHTS
     written = weights.stat().st_mtime_ns
     code, verbs = table(*SMALL)
-    assert code == 0 and not any(verb.startswith('train') for verb in verbs)
+    assert code == 0
     assert json.loads((tmp_path / 'table/table.json').read_text()) == rows
     assert written == weights.stat().st_mtime_ns
 
 
-def test_a_stage_that_fails_ends_the_table_with_its_command(table, capsys):
-    code, _ = table(*SMALL[:-2], 'steps=0')
+def test_guided_planners_have_a_return_predictor_and_a_stage_that_fails_ends_the_table(table, tmp_path, capsys):
+    guided = (*SMALL, '--policies', 'guided', '--guide-scales', '0.1', '--value')
+    code, verbs = table(*guided, 'steps=0')
     assert code == 2 and 'train --value' in capsys.readouterr().err.splitlines()[-1]
+    code, verbs = table(*guided, 'steps=2', 'batch=4')
+    assert code == 0 and [verb.split()[0] for verb in verbs] == ['collect', 'collect', 'train', 'train', 'evaluate', 'evaluate']
+    made = Checkpoint.load(tmp_path / 'table/hopper_medium_0_guided/checkpoint')
+    assert made.value is not None and made.channels.names[-1] == 'obs.10'
+    (row,) = json.loads((tmp_path / 'table/table.json').read_text())[1:]
+    assert row['settings'] == ['--candidates 8 --steps 5 --guide-scale 0.1']

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from diffuser_msgs.msg import PlannerStats
-from locomotion_parts import hopper
+from locomotion_parts import hopper, told_hopper
 from ros_client import Session
 from std_srvs.srv import Trigger
 from test_gym_planner import Rig
@@ -56,6 +56,16 @@ def test_it_runs_when_it_is_told_to_and_takes_no_other_goal(session, checkpoint)
     assert torques.tolist() == [0.0, 0.0, 0.0]
     session.call(rig.ball.clear, Trigger.Request())
     assert rig.step(observed(), OBSERVED)[0].reason == PlannerStats.NO_GOAL
+
+
+def test_a_planner_that_is_told_the_return_needs_it_not_observed(session, tmp_path):
+    told_hopper().save(tmp_path / 'told')
+    rig = Rig(session, None, robot='auto', checkpoint=str(tmp_path / 'told'), lock_step=True, tick_rate=125.0, steps=1,
+              candidates=1, aim=1.0)
+    rig.step(observed(), OBSERVED)
+    assert run(rig).success
+    stats, torques = rig.step(observed(1), OBSERVED)
+    assert stats.reason == PlannerStats.OK and torques.shape == (3,)
 
 
 def test_late_plans_of_a_running_robot_are_replayed_to_the_last_bit(session, checkpoint, tmp_path):

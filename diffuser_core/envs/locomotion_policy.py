@@ -6,6 +6,7 @@ reads the newest plan at every tick. `act` does both in turn, for simulations th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from diffuser_core.envs.locomotion_motion import LocomotionDecision, LocomotionM
 from diffuser_core.planner import Planner, Sampling
 from diffuser_core.presets import DOMAINS, paper
 from diffuser_core.receding_horizon import RecedingHorizon
+from diffuser_core.trajectory import RETURN
 
 __all__ = ['LocomotionPolicy', 'LocomotionSettings']
 
@@ -26,17 +28,19 @@ class LocomotionSettings:
                  are not bent
     candidates   plans drawn at once, of which the one with the largest predicted return is followed
     warm         whether plans start from the last one; else each is made from noise, as the paper does
+    aim          for planners that are told the return they shall reach: how far above the mean of the data, in deviations
     """
 
     guide_scale: float = 0.0
-    candidates: int = 8
+    candidates: int = 1
     warm: bool = False
-    sampling: Sampling = Sampling(steps=2, warm_steps=2, warm_level=0.5, rule='score')
+    sampling: Sampling = Sampling(steps=1, warm_steps=1, warm_level=0.5, rule='score')
+    aim: float = 1.5
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.guide_scale < float('inf') or self.candidates < 1:
-            raise ValueError(f'guide_scale is a number from 0 up and candidates at least 1, got {self.guide_scale} and '
-                             f'{self.candidates}')
+        if not 0.0 <= self.guide_scale < math.inf or self.candidates < 1 or not math.isfinite(self.aim):
+            raise ValueError(f'guide_scale is a number from 0 up, candidates at least 1 and aim finite, got {self.guide_scale}, '
+                             f'{self.candidates} and {self.aim}')
 
     @classmethod
     def paper(cls, domain: str, deviation: float) -> LocomotionSettings:
@@ -73,8 +77,16 @@ class LocomotionPolicy:
         torques = planner.channels.names[:planner.channels.actions]
         self._horizon = RecedingHorizon(planner, settings.sampling, committed=torques, moving=torques)
         self._motion = self._still
+        self._wish = self._wished()
         self.goal: RunGoal | None = None
         self._replans = 0
+
+    def _wished(self) -> dict[str, float]:
+        """The return that plans are told to have, if they are told one."""
+        if RETURN not in self.planner.channels.names:
+            return {}
+        column, normalizer = self.planner.channels.names.index(RETURN), self.planner.checkpoint.normalizer
+        return {RETURN: float(normalizer.offset[column] + self.settings.aim * normalizer.scale[column])}
 
     @property
     def _still(self) -> LocomotionMotion:
@@ -94,7 +106,7 @@ class LocomotionPolicy:
 
     def set_goal(self, goal: RunGoal, observation: Mapping[str, float]) -> None:
         """Run; KeyError if the observation lacks a channel."""
-        self.planner.channels.vector(observation)
+        self.planner.channels.vector({**observation, **self._wish})
         self.goal = goal
 
     def clear_goal(self) -> None:
@@ -124,7 +136,7 @@ class LocomotionPolicy:
         if last is not None and not last.t0 <= now <= end_of(last):
             last = None
         self._horizon.follow(last)
-        state = self.planner.channels.vector(observation)
+        state = self.planner.channels.vector({**observation, **self._wish})
         conditions, committed = self._horizon.prefixed(self.planner.conditions(), now, delay)
         plan = self.planner.plan(state, conditions, guide=self._guide, warm_start=last if self.settings.warm else None,
                                  sampling=self.settings.sampling, t0=now, count=self.settings.candidates, select=self._select,

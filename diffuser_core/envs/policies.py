@@ -70,7 +70,7 @@ def _maze_policy(planner: Planner, settings: PolicySettings) -> MazePolicy:
 
 
 def _locomotion_policy(planner: Planner, settings: PolicySettings) -> LocomotionPolicy:
-    policy = LocomotionPolicy(planner, LocomotionSettings(settings.guide_scale, settings.candidates,
+    policy = LocomotionPolicy(planner, LocomotionSettings(settings.guide_scale, settings.candidates, aim=settings.aim,
                                                           sampling=replace(settings.sampling, rule='score')))
     middle = planner.checkpoint.normalizer.offset.tolist()
     observation = dict(zip(planner.channels.names, middle))

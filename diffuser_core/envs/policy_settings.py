@@ -8,6 +8,7 @@ from pathlib import Path
 from diffuser_core.envs.maze_layout import CHANNELS, FORCES
 from diffuser_core.envs.stacking_motion import COMMIT
 from diffuser_core.sampling import DEFAULT_SAMPLING, Sampling
+from diffuser_core.trajectory import RETURN
 
 __all__ = ['ROBOTS', 'PolicyError', 'PolicySettings', 'robot_of']
 
@@ -27,7 +28,7 @@ class PolicySettings:
     checkpoint  folder; empty: the one that is shipped for the robot 'kuka'
     device, backend, threads, seed, sampling  of the planner
     candidates  robots 'gym' and 'runner': plans drawn at once, of which the best is followed
-    guide_scale  robot 'runner': see `LocomotionSettings`
+    guide_scale, aim  robot 'runner': see `LocomotionSettings`
     tick_rate, tail, commit  robot 'kuka': control ticks a second, ticks of a command, plan steps kept of the last plan
     """
 
@@ -43,6 +44,7 @@ class PolicySettings:
     commit: int = COMMIT
     candidates: int = 8
     guide_scale: float = 0.0
+    aim: float = 1.5
 
 
 def robot_of(settings: PolicySettings) -> str:
@@ -61,4 +63,4 @@ def robot_of(settings: PolicySettings) -> str:
         raise PolicyError(f'the checkpoint cannot be used: {error}') from error
     if {*CHANNELS, *FORCES} <= set(channels):
         return 'gym'
-    return 'runner' if all(name.startswith(('action.', 'obs.')) for name in channels) else 'kuka'
+    return 'runner' if all(name == RETURN or name.startswith(('action.', 'obs.')) for name in channels) else 'kuka'

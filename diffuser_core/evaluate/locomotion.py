@@ -24,6 +24,7 @@ from diffuser_core.evaluate.pool import as_they_end, process_pool
 from diffuser_core.evaluate.statistics import mean_interval, median_quantiles
 from diffuser_core.planner import Planner
 from diffuser_core.shipped import checkpoint_folder
+from diffuser_core.trajectory import RETURN
 from diffuser_core.workers import follow_parent
 
 __all__ = ['PAPER', 'LocomotionSuite', 'evaluate_locomotion', 'format_locomotion_rows']
@@ -105,9 +106,10 @@ class LocomotionSuite:
             return baseline(str(self.policy), robot)
         checkpoint = Checkpoint.load(self.folder)
         channels = checkpoint.channels
-        if (channels.actions, len(channels.observations)) != (robot.actions, robot.observations):
+        seen = len(channels.observations) - (RETURN in channels.names)
+        if (channels.actions, seen) != (robot.actions, robot.observations):
             raise ValueError(f'{self.folder} does not fit the {self.robot}, which has {robot.actions} actions and '
-                             f'{robot.observations} observations; it has {channels.actions} and {len(channels.observations)}')
+                             f'{robot.observations} observations; it has {channels.actions} and {seen}')
         if self.policy == MPPI:
             return MppiPolicy(Planner(checkpoint, backend=self.backend))
         return LocomotionPolicy(Planner(checkpoint, backend=self.backend), self.planning(checkpoint))

@@ -30,6 +30,8 @@ class DataConfig:
                   before the end of episodes that were cut off; those that fell hold their last row. Needs whole_episodes
     prefix        in a quarter of the windows the actions of the first 1 to so many steps are shown, as those that a robot carries
                   out while its next plan is made; needs continuing. 0: never, and plans that arrive late are made blindly
+    returns       discount of the channel 'return', the return from every step on, which is then learnt as well and shown on the
+                  first step: whoever plans says which return the plan shall have. Needs rewards; None: there is no such channel
     normalizer    'limits', 'gaussian' or 'identity'
     least_scale   the normaliser's smallest scale [the channel's unit], so that no trembling channel fills the range
     """
@@ -46,6 +48,7 @@ class DataConfig:
     whole_episodes: bool = False
     continuing: bool = False
     prefix: int = 0
+    returns: float | None = None
     normalizer: str = 'limits'
     least_scale: float = 1e-6
 
@@ -56,6 +59,8 @@ class DataConfig:
             raise ValueError('data.continuing needs data.whole_episodes and no data.goal')
         if not 0 <= self.prefix < self.horizon or self.prefix and not self.continuing:
             raise ValueError(f'data.prefix lies in 0 ... horizon - 1 and needs data.continuing, got {self.prefix}')
+        if self.returns is not None and not (0.0 < self.returns < 1.0 and self.whole_episodes):
+            raise ValueError(f'data.returns is a discount in (0, 1) and needs data.whole_episodes, got {self.returns}')
         if not self.least_scale > 0.0:
             raise ValueError(f'data.least_scale must be positive, got {self.least_scale}')
         if any(not size >= 0.0 for size in self.jitter.values()):

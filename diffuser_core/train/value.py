@@ -20,18 +20,18 @@ from diffuser_core.data.windows import Symmetries, Windows
 from diffuser_core.diffusion import noised
 from diffuser_core.schedule import NoiseSchedule
 from diffuser_core.train.data_sets import latest_starts
-from diffuser_core.train.judges import discounted_returns, train_value
+from diffuser_core.train.judges import train_value
+from diffuser_core.train.returns import returns_to_go
 from diffuser_core.trained_value import TrainedValue
+from diffuser_core.trajectory import RETURN
 from diffuser_core.value_network import ValueConfig, ValueNetwork
 
-__all__ = ['ValueTrainConfig', 'calibration', 'returns_to_go', 'train_return_predictor']
+__all__ = ['ValueTrainConfig', 'calibration', 'train_return_predictor']
 
 HELD_OUT = 0.02
 CALIBRATION_WINDOWS = 2048
 LEVEL_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the noise levels at which the predictor is judged."""
-LAST_STEPS = 100
-"""An episode that was cut off is taken to go on as it did over so many steps."""
 
 
 @dataclass(frozen=True)
@@ -65,20 +65,6 @@ class ValueTrainConfig:
                              f'{self.batch}, {self.learning_rate} and {self.discount}')
 
 
-def returns_to_go(data: EpisodeData, config: ValueTrainConfig) -> NDArray[np.float64]:
-    """Discounted return from every row on, (rows,); that of an episode's last row is that of the row before it."""
-    assert data.rewards is not None and data.terminated is not None
-    returns = np.empty(len(data.rewards))
-    for (first, end), terminated in zip(data.bounds, data.terminated):
-        rewards = data.rewards[first:end - 1]
-        after = float(rewards[-LAST_STEPS:].mean()) / (1.0 - config.discount) if config.continuing else 0.0
-        found = discounted_returns(torch.from_numpy(rewards), config.discount, bool(terminated), config.termination_penalty,
-                                   after)
-        returns[first:end - 1] = found.numpy()
-        returns[end - 1] = returns[end - 2]
-    return returns
-
-
 class _Sampler:
     """Windows in normal units with their standardised returns, from some of the episodes."""
 
@@ -103,13 +89,16 @@ def train_return_predictor(config: ValueTrainConfig, data: EpisodeData, command:
     ValueError if planner and data do not go together.
     """
     planner = Checkpoint.load(Path(config.checkpoint))
+    if RETURN in planner.channels.names:
+        raise ValueError(f'the planner {config.checkpoint} is told which return to reach and needs no predictor; train one with '
+                         'data.returns=null')
     missing = [name for name in planner.channels.names if name not in data.channels]
     if missing:
         raise ValueError(f'the data set {config.data} lacks the channel {", ".join(missing)} of the planner {config.checkpoint}')
     held_out = max(1, round(HELD_OUT * len(data)))
     if len(data) <= held_out:
         raise ValueError(f'training needs at least 2 episodes, the data set {config.data} has {len(data)}')
-    returns = returns_to_go(data, config)
+    returns = returns_to_go(data, config.discount, termination_penalty=config.termination_penalty, continuing=config.continuing)
     offset, scale = float(returns.mean()), max(float(returns.std()), 1e-6)
     standard = torch.from_numpy((returns - offset) / scale).float()
     train = _Sampler(planner, data, standard, slice(None, -held_out))

@@ -13,7 +13,7 @@ from rclpy.node import Node
 
 from diffuser_core.envs.goals import GoalError
 from diffuser_core.envs.locomotion_motion import LocomotionDecision, LocomotionMotion, RunGoal
-from diffuser_core.trajectory import Channels
+from diffuser_core.trajectory import RETURN, Channels
 from diffuser_ros.conversions import StateError
 from diffuser_ros.markers import Scene
 from diffuser_ros.robots.gym import TOPIC, VectorBuffer, VectorCommand, VectorCommander, VectorState
@@ -40,7 +40,8 @@ class RunningRobot:
 
     def learn(self, channels: Channels) -> None:
         """What is observed, and which torques there are."""
-        self._observed, self.command_names = channels.observations, channels.names[:channels.actions]
+        self._observed = tuple(name for name in channels.observations if name != RETURN)
+        self.command_names = channels.names[:channels.actions]
 
     def open(self, node: Node, period: float, *, lock_step: bool) -> None:
         """The publisher of torques."""
