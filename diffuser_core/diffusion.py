@@ -21,22 +21,23 @@ class LossWeights:
 
     channels      (channels,) tensor of factors a channel; None: all 1
     discount      factor from one planning step to the next, in (0, 1]
-    first_action  factor of the actions on the first step, in place of the others; None: nothing special. The released code has 10
+    first_action  factor of the actions on the first step that is not known, in place of the others; None: nothing special. The
+                  released code has 10
     """
 
     channels: torch.Tensor | None = None
     discount: float = 1.0
     first_action: float | None = None
 
-    def over(self, shape: torch.Size, actions: int, device: torch.device) -> torch.Tensor:
+    def over(self, shape: torch.Size, actions: int, device: torch.device, known: int = 0) -> torch.Tensor:
         """Weights (horizon, channels) for trajectories of this shape (batch, horizon, channels); the first `actions` columns are
-        actions. The discount's factors are scaled to a mean of 1, as in the released code."""
+        actions, which are `known` on so many steps. The discount's factors are scaled to a mean of 1, as in the released code."""
         horizon, size = shape[1:]
         steps = self.discount ** torch.arange(horizon, dtype=torch.float32, device=device)
         channels = torch.ones(size, device=device) if self.channels is None else self.channels.to(device)
         weights = (steps / steps.mean())[:, None] * channels
         if self.first_action is not None:
-            weights[0, :actions] = self.first_action
+            weights[known, :actions] = self.first_action
         return weights
 
 
@@ -73,8 +74,8 @@ def training_loss(network: TemporalUNet, clean: torch.Tensor, mask: torch.Tensor
     """Mean squared ('l2') or absolute ('l1') error of the prediction over the entries that are not inpainted.
 
     clean (batch, horizon, channels) normalised; mask of the same shape is true where the planner will know the value: those
-    entries are shown to the network without noise, as they are when planning, and carry no loss. weights (horizon, channels)
-    multiply the errors; the sum is divided by the number of all entries.
+    entries are shown to the network without noise, as they are when planning, and carry no loss. weights (horizon, channels),
+    or with a batch before them, multiply the errors; the sum is divided by the number of all entries.
     """
     i = torch.randint(0, schedule.levels, (len(clean),), generator=generator, device=clean.device)
     noise = torch.randn(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)

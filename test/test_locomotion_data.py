@@ -22,7 +22,8 @@ from diffuser_core.experts.collect_locomotion import collect_locomotion, drive, 
 from diffuser_core.experts.train_behaviour import pack
 from diffuser_core.planner import Planner
 from diffuser_core.shipped import config_folder
-from diffuser_core.train.config import DataConfig, TrainConfig
+from diffuser_core.train import trainer as module
+from diffuser_core.train.config import DataConfig, LossConfig, TrainConfig
 from diffuser_core.train.data_sets import latest_starts, load_rewarded
 from diffuser_core.train.returns import returns_to_go, with_returns
 from diffuser_core.train.trainer import Trainer
@@ -182,6 +183,22 @@ def test_actions_under_way_are_shown_in_a_quarter_of_the_windows(tmp_path, data)
     assert mask[:, 0, 3:].all() and not mask[:, 1:, 3:].any()
     with pytest.raises(ValueError, match='data.prefix lies in 0 ... horizon - 1'):
         DataConfig('d', ('*',), horizon=8, whole_episodes=True, continuing=True, prefix=8)
+
+
+def test_the_first_action_that_is_not_known_counts_most(tmp_path, data, monkeypatch):
+    config = TrainConfig('t', DataConfig(str(data[0]), ('*',), horizon=8, whole_episodes=True, continuing=True, prefix=3,
+                                         normalizer='gaussian'), UNetConfig(8, (1, 2)), loss=LossConfig(first_action=10.0))
+    trainer = Trainer(config, load_rewarded(str(data[0])), tmp_path)
+    seen = []
+    monkeypatch.setattr(module, 'training_loss', lambda *given: seen.append(given) or torch.zeros(()))
+    trainer._loss(*trainer._train.sample(64, torch.Generator().manual_seed(0)), torch.Generator())
+    mask, weights = seen[0][2], seen[0][-1]
+    known = mask[:, :, :3].all(-1).sum(1)
+    assert set(known.tolist()) == {0, 1, 2, 3}
+    for row, count in zip(weights, known.tolist()):
+        wanted = torch.ones(8, 14)
+        wanted[count, :3] = 10.0
+        assert torch.equal(row, wanted)
 
 
 def test_returns_of_cut_off_and_of_ended_episodes(data):

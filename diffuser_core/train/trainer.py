@@ -93,7 +93,7 @@ class Trainer:
         return dict(parent.provenance)
 
     def _weigh(self) -> torch.Tensor | None:
-        """Weights (horizon, channels) of the errors; None if all count alike."""
+        """Weights (known, horizon, channels) of the errors where so many first actions are known; None if all count alike."""
         loss = self.config.loss
         if loss == LossConfig(kind=loss.kind):
             return None
@@ -101,7 +101,9 @@ class Trainer:
         for pattern, factor in loss.weights.items():
             factors[self.channels.indices(match_channels(self.channels.names, [pattern])).tolist()] = factor
         weights = LossWeights(factors, loss.discount, loss.first_action)
-        return weights.over(torch.Size((1, self.config.data.horizon, len(self.channels))), self.channels.actions, self.device)
+        shape = torch.Size((1, self.config.data.horizon, len(self.channels)))
+        return torch.stack([weights.over(shape, self.channels.actions, self.device, known)
+                            for known in range(self.config.data.prefix + 1)])
 
     def _windows(self, rows: torch.Tensor, segments: torch.Tensor, latest: torch.Tensor | None = None) -> Windows:
         data = self.config.data
@@ -176,10 +178,14 @@ class Trainer:
         return min(options.ema, (self.step + 1) / (self.step + 10))
 
     def _loss(self, windows: torch.Tensor, mask: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        weights = self._loss_weights
+        if weights is not None:
+            known = mask[:, :, :self.channels.actions].all(2).sum(1) if self.config.data.prefix and self.channels.actions else 0
+            weights = weights[known]
         bf16 = self.config.optimizer.precision == 'bf16'
         with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
             return training_loss(self.network, self.normalizer.normalize(windows), mask, self._schedule,
-                                 self.config.diffusion.prediction, generator, self.config.loss.kind, self._loss_weights)
+                                 self.config.diffusion.prediction, generator, self.config.loss.kind, weights)
 
     @torch.no_grad()
     def validate(self) -> float:
