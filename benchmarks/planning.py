@@ -4,8 +4,8 @@
     python benchmarks/planning.py --device cuda      # on a GPU; the original runs there too
 
 'same' rows run the same weights, levels and noise as the original; the weights are random, for the time does not depend on them.
-'ours' rows are plans as we make them, from the last plan in one to three strided steps: with the shipped planner of the task, or
-where none is shipped (Hopper) with a small network of random weights, guided with 64 or 8 candidates. On a GPU the clock is read
+'ours' rows are plans as we make them with the shipped planner of the task: from the last plan in one to three strided steps,
+Hopper's, which is told the return and needs no guide, from noise in one. On a GPU the clock is read
 only when the device has done all that it was given. The last lines hold the figures against what we aim at.
 """
 
@@ -65,6 +65,7 @@ class Case:
     goal: bool = True
     guided: bool = False
     shipped: str | None = None
+    warm: bool = True
     timed: int | None = None
 
     @property
@@ -76,7 +77,8 @@ class Case:
 CASES = {case.name: case for case in (
     Case('maze2d-umaze', 6, 2, 128, 64, UNetConfig(32, (1, 4, 8)), shipped='maze2d_umaze'),
     Case('maze2d-large', 6, 2, 384, 256, UNetConfig(32, (1, 4, 8)), shipped='maze2d_large'),
-    Case('hopper', 14, 3, 32, 20, UNetConfig(32, (1, 2, 4, 8)), batch=64, clip=False, goal=False, guided=True),
+    Case('hopper', 14, 3, 32, 20, UNetConfig(32, (1, 2, 4, 8)), batch=64, clip=False, goal=False, guided=True,
+         shipped='hopper_medium_expert', warm=False),
     Case('kuka', 39, 0, 128, 1000, UNetConfig(128, (1, 2, 4, 8), attention=True), prediction='epsilon', shipped='kuka_stack',
          timed=20),
 )}
@@ -151,7 +153,7 @@ def same_and_ours(case: Case, backends: Sequence[str], repeats: int, device: tor
     def ours(backend: str, steps: int, count: int) -> Call:
         planner = planner_for(case, backend, device, shipped=True)
         guide = None
-        if case.guided:
+        if case.guided and case.shipped is None:
             gradient = value_gradient(judge, backend, device, levels=planner.checkpoint.diffusion.levels)
             guide = 0.1 * ValueGuide(judge, planner.checkpoint.normalizer, gradient=gradient)
         middle = dict(zip(planner.channels.names, planner.checkpoint.normalizer.offset.tolist()))
@@ -159,8 +161,8 @@ def same_and_ours(case: Case, backends: Sequence[str], repeats: int, device: tor
         if case.goal:
             known = planner.checkpoint.goal or planner.channels.names
             goal = goal.known(-1, planner.channels, {name: middle[name] for name in known})
-        options = Sampling(rule='score', warm_steps=steps)
-        last = planner.plan(state, goal)
+        options = Sampling(rule='score', steps=steps, warm_steps=steps)
+        last = planner.plan(state, goal) if case.warm else None
         return lambda: planner.plan(state, goal, warm_start=last, guide=guide, count=count, sampling=options)
 
     base = {'original': lambda: original.plan(conditions, case.actions, start, noises, case.run)}
@@ -171,7 +173,8 @@ def same_and_ours(case: Case, backends: Sequence[str], repeats: int, device: tor
         rows.append({'case': f'{case.name} {name.split()[0]}', 'backend': name.split()[-1] if ' ' in name else 'eager', 'ms': ms,
                      'baseline_ms': results['original'], 'ratio': results['original']['p50'] / ms['p50']})
     # The mazes ship with one step, the arm with three.
-    settings = [(3, case.batch), (2, min(8, case.batch)), *([] if case.guided else [(1, 1)])]
+    settings = [(steps, 1 if case.shipped else min(count, case.batch)) for steps, count in ((3, 64), (2, 8), (1, 1))
+                if case.shipped or not case.guided or steps > 1]
     calls = {f'ours {steps}x{count} {b}': ours(b, steps, count) for b in CHOSEN[device.type] for steps, count in settings}
     for name, ms in timed(calls, max(50, repeats), until_done(device)).items():
         what, backend = name.rsplit(' ', 1)
