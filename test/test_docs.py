@@ -37,6 +37,8 @@ def test_guides(monkeypatch):
     assert abs(names['bent'].values[-1, 1] - 0.4) < np.mean([abs(plan.values[-1, 1] - 0.4) for plan in plain])
     assert names['chosen'].provenance['value'] == pytest.approx(
         -np.square(np.diff(names['chosen'].values, n=2, axis=0)).sum(), rel=1e-3)
+    assert (names['fast'].values[0, -1], names['slow'].values[0, -1]) == pytest.approx((900.0, 300.0), rel=1e-4)
+    assert np.abs(names['fast'].actions - names['slow'].actions).max() > 0.05
 
 
 def test_safety(monkeypatch, capsys):
