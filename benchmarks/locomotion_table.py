@@ -149,7 +149,7 @@ def main() -> int:
     parser.add_argument('--data-steps', type=int, default=None, help="of each data set but medium-replay; default: D4RL's")
     parser.add_argument('--episodes', type=int, default=15, help='of each training seed')
     parser.add_argument('--validation-episodes', type=int, default=15)
-    parser.add_argument('--aims', type=float, nargs='+', default=[1.0, 1.5, 2.0], help='to choose from')
+    parser.add_argument('--aims', type=float, nargs='+', default=[1.0, 1.5, 2.0, 3.0], help='to choose from')
     parser.add_argument('--guide-scales', type=float, nargs='+', default=[0.0, 0.1], help='to choose from')
     parser.add_argument('--policies', nargs='+', choices=(*POLICIES, *MORE_POLICIES), default=POLICIES)
     parser.add_argument('--backend', default='openvino')
