@@ -3,8 +3,8 @@
     python benchmarks/locomotion_table.py --robots hopper walker2d halfcheetah --qualities medium-expert medium medium-replay
 
 Every stage is a command of `diffuser_core`, printed before it runs. What is complete in --out is not done again, so an
-interrupted table goes on. `table.json` and the printed table have a row a task and policy; scores are on D4RL's scale, intervals
-over the episodes of all training seeds.
+interrupted table goes on. `table.json` has a row a task and policy, which is printed as it is known; scores are on D4RL's scale,
+intervals over the episodes of all training seeds.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from diffuser_core.data.episodes import load_episodes
 from diffuser_core.envs.locomotion import ROBOTS, score
 from diffuser_core.evaluate.locomotion import PAPER
 from diffuser_core.evaluate.statistics import mean_interval
@@ -32,6 +33,7 @@ from diffuser_core.shipped import config_folder
 
 VALIDATION_SEED = 5000
 TEST_SEED = 100
+TIME_LIMIT = 1000
 POLICIES = ('behaviour-medium', 'behaviour-best', 'ours')
 MORE_POLICIES = ('imitation', 'guided')
 GUIDED = ('--candidates', '8', '--steps', '5')
@@ -50,19 +52,29 @@ class Stages:
         print('$ python', shlex.join(command[1:]), flush=True)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
-    def data(self, robot: str, quality: str) -> Path:
-        """The folder of a data set, collected if need be."""
-        out = self.options.out / 'data' / f'{robot}_{quality}'
+    def folder(self, robot: str, quality: str) -> Path:
+        """Where a data set is."""
+        out: Path = self.options.out / 'data' / f'{robot}_{quality}'
+        return out
+
+    def data(self, robot: str, quality: str) -> dict[str, Any]:
+        """The row of a data set, collected if need be."""
+        out = self.folder(robot, quality)
         steps = () if self.options.data_steps is None else ('--steps', str(self.options.data_steps))
         self.run('collect', 'locomotion', '--robot', robot, '--quality', quality, '--out', str(out),
                  *(() if quality == 'medium-replay' else steps), *self.workers)
-        return out
+        data = load_episodes(out, whole=True)
+        assert data.terminated is not None
+        ended = data.terminated | (data.lengths >= TIME_LIMIT)  # the others were cut off by the collection
+        mean = float(data.returns[ended].mean())
+        return {'task': f'{robot}-{quality}', 'policy': 'data', 'score': score(ROBOTS[robot], mean), 'return': mean,
+                'episodes': int(ended.sum()), 'steps': int(data.lengths.sum())}
 
     def planner(self, robot: str, quality: str, seed: int, guided: bool) -> Path:
         """A checkpoint of a planner that is told the return to reach, or of one with a return predictor; trained if need be."""
         folder = self.options.out / (f'{robot}_{quality}_{seed}' + ('_guided' if guided else ''))
         judged = folder / ('checkpoint' if guided else 'planner/checkpoint')
-        data, threads = self.data(robot, quality), ('--threads', str(self.options.threads))
+        data, threads = self.folder(robot, quality), ('--threads', str(self.options.threads))
         if not (guided and judged.exists()):
             self.run('train', os.path.relpath(config_folder() / f'{robot}.yaml'), f'data.path={data}', f'seed={seed}',
                      f'name={robot}_{quality}', *(('data.returns=null',) if guided else ()), *self.options.planner,
@@ -117,25 +129,14 @@ class Stages:
                 words = (*self.plans(checkpoint), *settings)
             self.score(robot, quality, out, self.options.episodes, TEST_SEED, *words)
             lines = (out / 'episodes.jsonl').read_text(encoding='utf-8').splitlines()
-            records += [json.loads(line) for line in lines]
+            wanted = range(TEST_SEED, TEST_SEED + self.options.episodes)
+            records += [record for record in map(json.loads, lines) if record['seed'] in wanted]
         scores = np.array([record['score'] for record in records])
         planning = [record['planning_ms']['p50'] for record in records if record['planning_ms']['p50'] is not None]
         return {'task': f'{robot}-{quality}', 'policy': policy, 'settings': chosen, 'score': float(scores.mean()),
                 'ci95': list(mean_interval(scores)), 'return': float(np.mean([record['return'] for record in records])),
                 'episodes': len(records), 'fell': sum(record['failure'] is not None for record in records),
                 'planning_ms': float(np.median(planning)) if planning else None, 'paper': PAPER[f'{robot}-{quality}']}
-
-
-def data_return(folder: Path) -> tuple[float, int, int]:
-    """Mean return of a data set's episodes, how many they are, and their steps; of those that the collection cut off, none."""
-    from diffuser_core.data.episodes import load_episodes
-
-    data = load_episodes(folder, whole=True)
-    assert data.rewards is not None and data.terminated is not None
-    lengths = np.diff(data.bounds, axis=1)[:, 0] - 1
-    returns = np.add.reduceat(data.rewards, data.bounds[:, 0], dtype=np.float64)
-    whole = data.terminated | (lengths >= 1000)
-    return float(returns[whole].mean()), int(whole.sum()), int(lengths.sum())
 
 
 def main() -> int:
@@ -161,10 +162,7 @@ def main() -> int:
     try:
         for quality in options.qualities:
             for robot in options.robots:
-                data = stages.data(robot, quality)
-                mean, episodes, steps = data_return(data)
-                rows.append({'task': f'{robot}-{quality}', 'policy': 'data', 'score': score(ROBOTS[robot], mean), 'return': mean,
-                             'episodes': episodes, 'steps': steps})
+                rows.append(stages.data(robot, quality))
                 rows += [stages.row(robot, quality, policy, options.training_seeds) for policy in options.policies]
                 for row in rows[-len(options.policies) - 1:]:
                     print(json.dumps(row), flush=True)

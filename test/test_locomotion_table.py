@@ -43,7 +43,7 @@ SMALL = ('--robots', 'hopper', '--qualities', 'medium', '--data-steps', '600', '
 def test_a_task_is_collected_learnt_and_scored_once(table, tmp_path, monkeypatch):
     code, verbs = table(*SMALL)
     assert code == 0 and [verb.split()[0] for verb in verbs] == [
-        'collect', 'evaluate', 'collect', 'train', 'evaluate', 'evaluate', 'evaluate']
+        'collect', 'evaluate', 'train', 'evaluate', 'evaluate', 'evaluate']
     rows = json.loads((tmp_path / 'table/table.json').read_text())
     assert [row['policy'] for row in rows] == ['data', 'behaviour-medium', 'ours']
     data, medium, ours = rows
@@ -70,7 +70,7 @@ def test_guided_planners_have_a_return_predictor_and_a_stage_that_fails_ends_the
     code, verbs = table(*guided, 'steps=0')
     assert code == 2 and 'train --value' in capsys.readouterr().err.splitlines()[-1]
     code, verbs = table(*guided, 'steps=2', 'batch=4')
-    assert code == 0 and [verb.split()[0] for verb in verbs] == ['collect', 'collect', 'train', 'train', 'evaluate', 'evaluate']
+    assert code == 0 and [verb.split()[0] for verb in verbs] == ['collect', 'train', 'train', 'evaluate', 'evaluate']
     made = Checkpoint.load(tmp_path / 'table/hopper_medium_0_guided/checkpoint')
     assert made.value is not None and made.channels.names[-1] == 'obs.10'
     (row,) = json.loads((tmp_path / 'table/table.json').read_text())[1:]

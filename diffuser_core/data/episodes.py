@@ -56,6 +56,18 @@ class EpisodeData:
     def __len__(self) -> int:
         return len(self.bounds)
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Steps of each segment, (segments,)."""
+        return self.bounds[:, 1] - self.bounds[:, 0] - 1
+
+    @property
+    def returns(self) -> NDArray[np.float64]:
+        """Sum of the rewards of each segment, (segments,); ValueError unless read whole."""
+        if self.rewards is None:
+            raise ValueError('returns need a data set that is read whole')
+        return np.add.reduceat(self.rewards, self.bounds[:, 0], dtype=np.float64)
+
 
 def load_episodes(path: str | Path, *, whole: bool = False) -> EpisodeData:
     """Load the only data set in the folder `path`, or 'minari:<id>', an installed one.

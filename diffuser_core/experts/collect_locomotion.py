@@ -112,9 +112,8 @@ def _returns(out: Path, robot: Robot) -> dict[str, Any]:
     from diffuser_core.data.episodes import load_episodes
 
     data = load_episodes(out, whole=True)
-    assert data.rewards is not None and data.terminated is not None
-    lengths = np.diff(data.bounds, axis=1)[:, 0] - 1
-    returns = np.add.reduceat(data.rewards, data.bounds[:, 0], dtype=np.float64)
+    assert data.terminated is not None
+    lengths, returns = data.lengths, data.returns
     return {'steps': int(lengths.sum()), 'episodes': len(data), 'fell': int(data.terminated.sum()),
             'return_mean': float(returns.mean()), 'score_mean': score(robot, float(returns.mean())),
             'length_mean': float(lengths.mean()), 'fingerprint': data.fingerprint}
