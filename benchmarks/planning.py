@@ -5,8 +5,8 @@
 
 'same' rows run the same weights, levels and noise as the original; the weights are random, for the time does not depend on them.
 'ours' rows are plans as we make them with the shipped planner of the task: from the last plan in one to three strided steps,
-Hopper's, which is told the return and needs no guide, from noise. On a GPU the clock is read only when the device has done all that
-it was given. The last lines hold the figures against what we aim at.
+Hopper's, which is told the return and needs no guide, from noise. On a GPU the clock is read only when the device has done all
+that it was given. The last lines hold the figures against what we aim at.
 """
 
 from __future__ import annotations
