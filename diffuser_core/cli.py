@@ -140,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument('--warm', action='store_true', help='make plans from the last one; default: from noise')
     running.add_argument('--rule', default=None, help='how the guide bends plans: score (default), algorithm1 or released')
     running.add_argument('--replan-every', type=int, default=1, metavar='TICKS', help='control ticks between two plans')
+    running.add_argument('--delay', type=float, default=0.0, metavar='SECONDS', help='plans arrive so much later')
     running.add_argument('--backend', default='traced', help='how networks are executed: traced (default), openvino, ...')
     running.set_defaults(run=_evaluate_locomotion)
 
@@ -274,7 +275,8 @@ def _evaluate_locomotion(options: argparse.Namespace) -> None:
     ours = LocomotionSettings()
     settings = replace(ours, **chosen, sampling=replace(ours.sampling, **sampling)) if sampling or chosen else None
     suite = LocomotionSuite(options.robot, options.quality, options.checkpoint, options.policy, settings, options.paper,
-                            options.episodes, options.seed_start, options.replan_every, options.workers, options.backend)
+                            options.episodes, options.seed_start, options.replan_every, options.delay, options.workers,
+                            options.backend)
     name = f'{options.robot}_{options.quality}' + ('' if options.policy is None else f'_{suite.name}')
     summary = evaluate_locomotion(suite, options.out or Path('runs/evaluate') / name, options.command)
     print(format_locomotion_rows(summary['rows']))

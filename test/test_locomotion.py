@@ -230,6 +230,24 @@ def test_a_planner_that_is_told_the_return_is_run(tmp_path, here):
     assert summary(tmp_path / 'out')['settings']['aim'] == 0.25
 
 
+def test_plans_may_arrive_late(tmp_path, here, monkeypatch):
+    told_hopper().save(tmp_path / 'told')
+    committed = []
+    original = LocomotionPolicy.replan
+
+    def replan(self, observation, now, delay=0.0, budget=None):
+        motion = original(self, observation, now, delay, budget)
+        committed.append(motion.plan.provenance['committed'])
+        return motion
+
+    monkeypatch.setattr(LocomotionPolicy, 'replan', replan)
+    words = ('--checkpoint', tmp_path / 'told', '--episodes', 1)
+    assert run(*words, '--delay', 0.016, '--out', tmp_path / 'late') == 0
+    assert committed[0] == 0 and set(committed[1:]) == {2}
+    assert summary(tmp_path / 'late')['delay'] == 0.016
+    assert run(*words, '--delay', -1, '--out', tmp_path / 'wrong') == 2
+
+
 @pytest.mark.parametrize('name', ['random', 'behaviour-medium', 'behaviour-best'])
 def test_baselines_are_run(tmp_path, here, name):
     assert run('--policy', name, '--episodes', 2, '--out', tmp_path / 'out') == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
@@ -47,6 +48,7 @@ class LocomotionSuite:
     settings      how plans are made; None: our defaults, or with `paper` the released code's
     episodes      seeds, from `seed_start` on
     replan_every  control ticks between two plans
+    delay         time [s] by which plans arrive late; less than a plan lasts
     workers       processes; None: one a core
     """
 
@@ -59,6 +61,7 @@ class LocomotionSuite:
     episodes: int = 15
     seed_start: int = 100
     replan_every: int = 1
+    delay: float = 0.0
     workers: int | None = None
     backend: str = 'traced'
 
@@ -69,6 +72,8 @@ class LocomotionSuite:
         if min(self.episodes, self.replan_every) < 1 or self.seed_start < 0 or self.workers is not None and self.workers < 1:
             raise ValueError(f'episodes, replan_every and workers are at least 1 and the first seed 0, got {self.episodes}, '
                              f'{self.replan_every}, {self.workers} and {self.seed_start}')
+        if not 0.0 <= self.delay < math.inf or self.delay and self.policy is not None:
+            raise ValueError(f'delay is a time from 0 s up, of the planner alone, got {self.delay}')
         if self.policy not in (None, MPPI) and self.checkpoint is not None:
             raise ValueError('a baseline has no checkpoint; leave out either it or the policy')
         if self.paper and self.settings is not None:
@@ -128,7 +133,8 @@ class LocomotionSuite:
         weights = hashlib.sha256((self.folder / WEIGHTS).read_bytes()).hexdigest()
         return {'policy': self.policy or 'diffuser', 'weights_sha256': weights,
                 'data': data, 'data_fingerprint': made.get('data_fingerprint'),
-                'settings': asdict(settings), 'replan_every': self.replan_every, 'backend': self.backend}
+                'settings': asdict(settings), 'replan_every': self.replan_every, 'backend': self.backend,
+                **({'delay': self.delay} if self.delay else {})}
 
 
 def evaluate_locomotion(suite: LocomotionSuite, out: Path, command: str) -> dict[str, Any]:
@@ -168,7 +174,8 @@ def _pool(suite: LocomotionSuite, jobs: int) -> Executor:
 
 def _run_job(job: Job) -> dict[str, Any]:
     suite = _worker['suite']
-    return run_locomotion_episode(_worker['controller'], robot_of(suite.robot), *job, replan_every=suite.replan_every)
+    return run_locomotion_episode(_worker['controller'], robot_of(suite.robot), *job, replan_every=suite.replan_every,
+                                  delay=suite.delay)
 
 
 def _row(policy: str, task: str, data: str | None, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -55,8 +55,8 @@ class MppiPolicy:
         self._torques = np.zeros((self.planner.checkpoint.horizon, self.planner.channels.actions))
         self._since = 0.0
 
-    def replan(self, observation: Mapping[str, float], now: float) -> None:
-        """Choose the next sequence of torques; there is no plan to hand out."""
+    def replan(self, observation: Mapping[str, float], now: float, delay: float = 0.0) -> None:
+        """Choose the next sequence of torques, which is followed at once; there is no plan to hand out."""
         settings, state = self.settings, self.planner.channels.vector(observation)
         passed = min(round((now - self._since) / self.planner.step_dt), len(self._torques)) if self.replans else 0
         last = np.concatenate([self._torques[passed:], np.zeros((passed, self._torques.shape[1]))])

@@ -33,8 +33,8 @@ class LocomotionController(Protocol):
     def reset(self, seed: int = 0) -> None:
         """Back to the state after construction, with another seed."""
 
-    def replan(self, observation: Mapping[str, float], now: float) -> Any:
-        """Make the plan anew, if there are plans."""
+    def replan(self, observation: Mapping[str, float], now: float, delay: float = 0.0) -> Any:
+        """Make the plan anew, if there are plans; it is followed `delay` [s] later, and until then what the last one says."""
 
     def command(self, observation: Mapping[str, float], now: float) -> LocomotionDecision:
         """Torques from the state at time `now` [s]."""
@@ -46,7 +46,7 @@ class _WithoutPlans:
     def reset(self, seed: int = 0) -> None:
         """Nothing to go back to."""
 
-    def replan(self, observation: Mapping[str, float], now: float) -> None:
+    def replan(self, observation: Mapping[str, float], now: float, delay: float = 0.0) -> None:
         """There are no plans."""
 
 
@@ -123,7 +123,7 @@ def baseline(name: str, robot: Robot) -> LocomotionController:
 
 
 def run_locomotion_episode(policy: LocomotionController, robot: Robot, task: str, seed: int, *,
-                           replan_every: int = 1) -> dict[str, Any]:
+                           replan_every: int = 1, delay: float = 0.0) -> dict[str, Any]:
     """Run one seeded episode and return its record, one JSON object:
 
     task, seed     what was asked for
@@ -133,6 +133,7 @@ def run_locomotion_episode(policy: LocomotionController, robot: Robot, task: str
     planning_ms    {'p50', 'p99'} of the calls that planned, None if none did; command_ms: of the others, every tick
 
     replan_every  ticks between plans
+    delay         time [s] from a state to when its plan is followed; the first plan of an episode is waited for
     """
     env = gymnasium.make(robot.env_id)
     tick = env.unwrapped.dt  # type: ignore[attr-defined]
@@ -147,7 +148,7 @@ def run_locomotion_episode(policy: LocomotionController, robot: Robot, task: str
         began = time.perf_counter()
         if ticks % replan_every == 0:
             before = policy.replans
-            policy.replan(observation, now)
+            policy.replan(observation, now, delay if ticks else 0.0)
             if policy.replans > before:
                 planning.append(1e3 * (time.perf_counter() - began))
         began = time.perf_counter()
