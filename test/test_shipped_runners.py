@@ -45,7 +45,8 @@ def test_it_runs_and_for_less_if_less_is_aimed_at(name):
 
 def test_the_half_cheetah_runs_by_the_clock_behind_its_bridge(tmp_path):
     """20 ticks a second, as its planner steps."""
-    launch(tmp_path, 'mujoco.launch.py', 'env:=HalfCheetah-v5', 'driver:=planner', 'kwargs:={max_episode_steps: 60}')
+    output = launch(tmp_path, 'mujoco.launch.py', 'env:=HalfCheetah-v5', 'driver:=planner', 'kwargs:={max_episode_steps: 60}')
+    assert 'planning at 20 Hz' in output
     summary = json.loads((tmp_path / 'summary.json').read_text())
     assert summary['ticks'] == 60 and summary['driver'] == 'planner'
     assert summary['wall_s'] >= 60 * 0.05
