@@ -304,3 +304,12 @@ def test_a_bridge_that_cannot_start_says_why(session, parameters, why):
 def test_arguments_are_yaml_or_json():
     assert parse_kwargs('') == {}
     assert parse_kwargs('{"size": "large"}') == parse_kwargs('size: large') == {'size': 'large'}
+
+
+@pytest.mark.parametrize(('env', 'kwargs', 'named'), [('Hopper-v5', {}, 'track'), ('Hopper-v5', {'camera_id': -1}, None),
+                                                      ('InvertedPendulum-v5', {}, None)])
+def test_pictures_are_from_the_camera_that_follows_the_robot_if_there_is_one(env, kwargs, named):
+    robot = GymRobot(env, kwargs, render=True)
+    renderer = robot._env.unwrapped.mujoco_renderer
+    assert (renderer.model.camera(renderer.camera_id).name if renderer.camera_id >= 0 else None) == named
+    robot.close()

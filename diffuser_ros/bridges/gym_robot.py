@@ -85,6 +85,10 @@ def parse_kwargs(text: str) -> dict[str, Any]:
     return given
 
 
+CAMERA = 'track'
+"""What Gymnasium's models call it."""
+
+
 class GymRobot:
     """An environment made by its id. EnvError if it cannot be made or is none of those with Box (or Dict of Box) observations and
     Box actions.
@@ -113,6 +117,8 @@ class GymRobot:
         except Exception:
             self._env.close()
             raise
+        if render:
+            self._follow()
 
     def _read(self, step_dt: float | None) -> None:
         """Find out what the environment is like."""
@@ -179,6 +185,16 @@ class GymRobot:
         shaped = action.reshape(self._action.shape).astype(self._action.dtype)
         observation, reward, terminated, truncated, _ = self._env.step(shaped)
         return self._vector(observation), float(reward), bool(terminated), bool(truncated)
+
+    def _follow(self) -> None:
+        """Pictures from the model's camera that follows the robot, if it has one: Gymnasium's stands still and loses a runner."""
+        renderer = getattr(self._env.unwrapped, 'mujoco_renderer', None)
+        if renderer is not None and not {'camera_name', 'camera_id'} & set(self.kwargs):
+            import mujoco
+
+            found = mujoco.mj_name2id(renderer.model, mujoco.mjtObj.mjOBJ_CAMERA, CAMERA)
+            if found >= 0:
+                renderer.camera_id = found
 
     def render(self) -> NDArray[np.uint8]:
         """A picture (height, width, 3) of the state it is in; only if made with `render`."""
