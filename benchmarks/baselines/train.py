@@ -13,6 +13,8 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +75,35 @@ def draw(data: Transitions, count: int, rng: np.random.Generator) -> TransitionM
         intervals=np.ones((count, 1), dtype=np.float32), transitions=())
 
 
-def train(name: str, data: Transitions, steps: int, out: Path, *, seed: int, device: str, command: str) -> dict[str, Any]:
+def export(algorithm: Any, path: Path) -> None:
+    """Write the policy as TorchScript."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', torch.jit.TracerWarning)  # of d3rlpy's own checks of shapes, which are fixed here
+        algorithm.save_policy(str(path / 'policy.pt'))
+
+
+@dataclass(frozen=True)
+class Method:
+    """How one kind of algorithm is built (name, data, device), fed (data, count, rng) and written (algorithm, folder)."""
+
+    build: Callable[[str, Any, str], Any]
+    draw: Callable[[Any, int, np.random.Generator], Any]
+    export: Callable[[Any, Path], None]
+    batch: int
+    hidden: Sequence[int]
+
+
+def train(name: str, method: Method, data: Any, steps: int, out: Path, *, seed: int, device: str,
+          command: str) -> dict[str, Any]:
     """Train up to `steps` gradient steps, going on from what `out` holds; returns what summary.json says.
+
+    data  what `method` is built for and fed with; has a length and a `fingerprint`
 
     ValueError if `out` holds another algorithm's run, or one on other data or with another seed.
     """
     out.mkdir(parents=True, exist_ok=True)
     d3rlpy.seed(seed)
-    algorithm = build(name, data, device)
+    algorithm = method.build(name, data, device)
     run = {'algorithm': name, 'seed': seed, 'data': data.fingerprint}
     progress: dict[str, Any] = {**run, 'steps': 0, 'cpu_seconds': 0.0, 'wall_seconds': 0.0}
     if (out / 'progress.json').exists():
@@ -93,7 +116,7 @@ def train(name: str, data: Transitions, steps: int, out: Path, *, seed: int, dev
     losses: list[dict[str, float]] = []
     with tqdm(total=steps, initial=progress['steps'], unit='step', desc=name) as bar:
         while progress['steps'] < steps:
-            losses.append(algorithm.update(draw(data, BATCH[name], np.random.default_rng([seed, progress['steps']]))))
+            losses.append(algorithm.update(method.draw(data, method.batch, np.random.default_rng([seed, progress['steps']]))))
             progress['steps'] += 1
             bar.update()
             if progress['steps'] % SAVE_EVERY == 0 or progress['steps'] == steps:
@@ -106,12 +129,10 @@ def train(name: str, data: Transitions, steps: int, out: Path, *, seed: int, dev
                 algorithm.save_model(str(out / 'model.tmp'))
                 os.replace(out / 'model.tmp', out / 'model.pt')
                 (out / 'progress.json').write_text(json.dumps(progress, indent=2) + '\n', encoding='utf-8')
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', torch.jit.TracerWarning)  # of d3rlpy's own checks of shapes, which are fixed here
-        exported = build(name, data, 'cpu')  # an export names its device: one from a GPU would not run without
-        exported.load_model(str(out / 'model.pt'))
-        exported.save_policy(str(out / 'policy.pt'))
-    summary = {**progress, 'batch': BATCH[name], 'hidden': HIDDEN, 'transitions': len(data), 'd3rlpy': d3rlpy.__version__,
+    exported = method.build(name, data, 'cpu')  # an export names its device: one from a GPU would not run without
+    exported.load_model(str(out / 'model.pt'))
+    method.export(exported, out)
+    summary = {**progress, 'batch': method.batch, 'hidden': method.hidden, 'transitions': len(data), 'd3rlpy': d3rlpy.__version__,
                'torch': torch.__version__, 'threads': torch.get_num_threads(), 'device': device, 'command': command}
     (out / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n', encoding='utf-8')
     return summary
@@ -138,7 +159,8 @@ def main() -> int:
             else load_locomotion_transitions
         data = options.data or Path('runs/collect') / options.task
         name = options.algorithm if stacking else f'{options.task}_{options.algorithm}'
-        summary = train(options.algorithm, load(data), options.steps, options.out or Path('runs/baselines') / name,
+        method = Method(build, draw, export, BATCH[options.algorithm], HIDDEN)
+        summary = train(options.algorithm, method, load(data), options.steps, options.out or Path('runs/baselines') / name,
                         seed=options.seed, device=options.device, command=' '.join(['python', *sys.argv]))
     except KeyboardInterrupt:
         print('interrupted; the same command continues where it last saved', file=sys.stderr)
