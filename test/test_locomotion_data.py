@@ -162,6 +162,23 @@ def test_windows_start_anywhere_but_end_with_what_was_cut_off(data):
     assert ends.tolist() == [8.0, 9.0, 9.0, 9.0]
 
 
+def test_windows_start_in_proportion_to_weights(data):
+    rows, weights = torch.arange(30.0)[:, None], torch.arange(30.0)
+    settings = {'horizon': 4, 'stride': 1, 'goal': (), 'goal_share': 0.0, 'jitter': torch.zeros(1), 'weights': weights,
+                'symmetries': Symmetries.of(Channels(('x',), ('m',)), (), ())}
+    windows = Windows(rows, torch.tensor([[0, 9], [10, 29]]), latest=torch.tensor([8, 26]), **settings)
+    drawn, _, starts = windows.sample_with_starts(40000, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn[:, 0, 0], starts.float())
+    expected = weights.clone()
+    expected[[9, 27, 28, 29]] = 0.0  # no window may start there
+    expected *= 40000 / expected.sum()
+    counts = torch.bincount(starts, minlength=30)
+    assert (counts[expected == 0] == 0).all()
+    assert ((counts - expected).abs() < 4.0 * expected.sqrt() + 1.0).all()
+    with pytest.raises(ValueError, match='weights are for windows that start anywhere'):
+        Windows(rows, torch.tensor([[0, 9], [10, 29]]), **settings)
+
+
 def test_the_first_action_is_learnt_since_the_planner_does_not_know_it(tmp_path, data):
     """What training shows of the first step is what the planner knows there: the observation."""
     config = TrainConfig('t', DataConfig(str(data[0]), ('*',), horizon=8, whole_episodes=True, continuing=True,
@@ -297,6 +314,27 @@ def test_baselines_learn_from_the_same_steps(data, tmp_path):
     np.testing.assert_allclose(found.actions[:3], episodes.observations[first:first + 3, :3], rtol=1e-6)
     with pytest.raises(FileNotFoundError, match='must hold one data set'):
         load_locomotion_transitions(tmp_path)
+
+
+def test_tilted_training_draws_windows_by_the_exponential_of_their_return(tmp_path, data):
+    """Against the mean that the weights give in closed form."""
+    told = with_returns(load_rewarded(str(data[0])), 0.9)
+    config = TrainConfig('t', DataConfig(str(data[0]), ('*',), horizon=8, whole_episodes=True, continuing=True, returns=0.9,
+                                         tilt=1.5, normalizer='gaussian'), UNetConfig(8, (1, 2)))
+    trainer = Trainer(config, told, tmp_path)
+    windows, _ = trainer._train.sample(20000, torch.Generator().manual_seed(0))
+    column = told.observations[:, -1].astype(np.float64)
+    latest = latest_starts(told, 8, 1)[:len(told) - 1].tolist()  # the last episode is held out
+    starts = np.concatenate([np.arange(first, last + 1) for (first, _), last in zip(told.bounds, latest)])
+    returns = column[starts]
+    weights = np.exp(1.5 * returns / column.std())
+    expected, spread = np.average(returns, weights=weights), returns.std()
+    assert float(windows[:, 0, -1].mean()) == pytest.approx(expected, abs=0.05 * spread)
+    assert expected > returns.mean() + 0.5 * spread
+    with pytest.raises(ValueError, match='needs data.returns and data.continuing'):
+        DataConfig('d', ('*',), whole_episodes=True, continuing=True, tilt=1.0)
+    with pytest.raises(ValueError, match='a number from 0 up'):
+        DataConfig('d', ('*',), whole_episodes=True, continuing=True, returns=0.9, tilt=-1.0)
 
 
 @pytest.mark.parametrize('robot', ['hopper', 'walker2d', 'halfcheetah'])

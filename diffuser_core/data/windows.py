@@ -61,6 +61,7 @@ class Windows:
               while a plan is made
     latest    (S,) last row at which a window may start, for motions that do not rest at their end: windows then start at any of
               the rows up to there, all equally likely
+    weights   (N,) for windows that start anywhere: they start at a row in proportion to its weight, instead of equally likely
     jitter    (channels,) largest standard deviation of the noise added to the first row, physical units. Plans are learnt that
               return from there to the demonstrated way; without it a small error of the arm is taken for what it wants.
     """
@@ -70,13 +71,20 @@ class Windows:
 
     def __init__(self, rows: torch.Tensor, segments: torch.Tensor, *, horizon: int, stride: int, goal: Sequence[int],
                  goal_share: float, symmetries: Symmetries, jitter: torch.Tensor,
-                 latest: torch.Tensor | None = None, actions: int = 0, prefix: int = 0) -> None:
+                 latest: torch.Tensor | None = None, actions: int = 0, prefix: int = 0,
+                 weights: torch.Tensor | None = None) -> None:
         lengths = segments[:, 1] - segments[:, 0] + 1
         if len(segments) == 0 or int(lengths.min()) < 2:
             raise ValueError('training needs at least one segment of two rows')
         self._rows, self._first, self._last = rows, segments[:, 0], segments[:, 1]
         self._ends = torch.cumsum(lengths if latest is None else latest - segments[:, 0] + 1, 0)
         self._anywhere = latest is not None
+        self._cumulated: torch.Tensor | None = None
+        if weights is not None:
+            if latest is None:
+                raise ValueError('weights are for windows that start anywhere')
+            starts = torch.cat([torch.arange(int(a), int(b) + 1, device=rows.device) for a, b in zip(segments[:, 0], latest)])
+            self._cumulated = torch.cumsum(weights[starts].double(), 0)
         self._offsets = torch.arange(horizon, device=rows.device) * stride
         self._goal = torch.tensor(list(goal), dtype=torch.int64, device=rows.device)
         self._goal_share = goal_share
@@ -90,6 +98,13 @@ class Windows:
         windows, mask, _ = self.sample_with_starts(count, generator)
         return windows, mask
 
+    def _weighted_places(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Which of all possible starts, in the order of the rows."""
+        assert self._cumulated is not None
+        total = self._cumulated[-1]
+        drawn = torch.rand(count, generator=generator, device=total.device, dtype=torch.float64) * total
+        return torch.searchsorted(self._cumulated, drawn, right=True).clamp_max(len(self._cumulated) - 1)
+
     def sample_with_starts(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As `sample`, and the rows (count,) at which the windows start."""
         device = self._rows.device
@@ -97,7 +112,7 @@ class Windows:
         def uniform() -> torch.Tensor:
             return torch.rand(count, generator=generator, device=device)
 
-        place = (uniform() * self._ends[-1]).long()
+        place = (uniform() * self._ends[-1]).long() if self._cumulated is None else self._weighted_places(count, generator)
         segment = torch.searchsorted(self._ends, place, right=True).clamp_max(len(self._first) - 1)
         first, last = self._first[segment], self._last[segment]
         with_goal = uniform() < self._goal_share if len(self._goal) else torch.zeros(count, dtype=torch.bool, device=device)

@@ -26,7 +26,7 @@ from diffuser_core.normalize import Normalizer
 from diffuser_core.schedule import NoiseSchedule
 from diffuser_core.train.config import LossConfig, TrainConfig
 from diffuser_core.train.data_sets import TrainingData, latest_starts
-from diffuser_core.trajectory import Channels
+from diffuser_core.trajectory import RETURN, Channels
 from diffuser_core.unet import TemporalUNet
 
 __all__ = ['Trainer', 'TrainError']
@@ -115,7 +115,13 @@ class Trainer:
                        goal=self.channels.indices(self._goal).tolist(), goal_share=data.goal_share, symmetries=symmetries,
                        jitter=jitter, latest=None if latest is None else latest.to(self.device),
                        # the mazes' planners were trained with their first force shown, and follow planned states instead
-                       actions=self.channels.actions if data.continuing else 0, prefix=data.prefix)
+                       actions=self.channels.actions if data.continuing else 0, prefix=data.prefix,
+                       weights=self._tilted(rows).to(self.device) if data.tilt else None)
+
+    def _tilted(self, rows: torch.Tensor) -> torch.Tensor:
+        """How likely windows start at each of the rows."""
+        returns = rows[:, self.channels.names.index(RETURN)].double()
+        return torch.exp(self.config.data.tilt * (returns - returns.max()) / returns.std())
 
     def run(self, *, progress: bool = True) -> dict[str, Any]:
         """Train to the configured number of steps and return the summary; an interrupt saves first, then propagates."""
