@@ -135,7 +135,7 @@ class Stages:
         planning = [record['planning_ms']['p50'] for record in records if record['planning_ms']['p50'] is not None]
         return {'task': f'{robot}-{quality}', 'policy': policy, 'settings': chosen, 'score': float(scores.mean()),
                 'ci95': list(mean_interval(scores)), 'return': float(np.mean([record['return'] for record in records])),
-                'episodes': len(records), 'fell': sum(record['failure'] is not None for record in records),
+                'episodes': len(records), 'failed': sum(record['failure'] is not None for record in records),
                 'planning_ms': float(np.median(planning)) if planning else None, 'paper': PAPER[f'{robot}-{quality}']}
 
 

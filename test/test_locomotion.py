@@ -18,7 +18,7 @@ from diffuser_core.envs.locomotion_motion import RunGoal
 from diffuser_core.envs.locomotion_policy import LocomotionPolicy, LocomotionSettings
 from diffuser_core.evaluate import locomotion, locomotion_policies
 from diffuser_core.evaluate.locomotion_mppi import MppiPolicy, MppiSettings
-from diffuser_core.evaluate.locomotion_policies import LearnedPolicy
+from diffuser_core.evaluate.locomotion_policies import BASELINES, LearnedPolicy, baseline, run_locomotion_episode
 from diffuser_core.planner import Planner, Sampling
 from diffuser_core.trajectory import Plan
 
@@ -228,6 +228,21 @@ def test_a_planner_that_is_told_the_return_is_run(tmp_path, here):
     words = ('--checkpoint', tmp_path / 'told', '--episodes', 1, '--out', tmp_path / 'out')
     assert run(*words, '--aim', 0.25) == 0
     assert summary(tmp_path / 'out')['settings']['aim'] == 0.25
+
+
+def test_a_robot_that_stays_where_it_is_counts_as_stuck():
+    """The half cheetah cannot fall: without torques it stands, driven by its best behaviour policy it runs."""
+    robot = robot_of('halfcheetah')
+    network = torch.nn.Linear(17, 6)
+    torch.nn.init.zeros_(network.weight)
+    torch.nn.init.zeros_(network.bias)
+    record = run_locomotion_episode(LearnedPolicy(network, robot), robot, 'halfcheetah-medium', 0)
+    assert record['failure'] == 'stuck' and record['ticks'] == 1000 and abs(record['return']) < 20.0
+    record = run_locomotion_episode(baseline(BASELINES[2], robot), robot, 'halfcheetah-medium', 0)
+    assert record['failure'] is None and record['return'] > 7000.0
+    hopper = robot_of('hopper')
+    record = run_locomotion_episode(baseline(BASELINES[0], hopper), hopper, 'hopper-medium', 0)
+    assert record['failure'] == 'fell' and record['ticks'] < 100
 
 
 def test_plans_may_arrive_late(tmp_path, here, monkeypatch):

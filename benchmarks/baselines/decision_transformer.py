@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diffuser_core.envs.locomotion import Robot, robot_of, score
 from diffuser_core.evaluate.baselines.locomotion import load_locomotion_episodes
+from diffuser_core.evaluate.locomotion_policies import failure_of
 from diffuser_core.evaluate.statistics import mean_interval
 
 NAME = 'dt'
@@ -97,14 +98,16 @@ def episode(algorithm: Any, robot: Robot, seed: int, target: float) -> dict[str,
     actor = algorithm.as_stateful_wrapper(target_return=target)
     state, _ = env.reset(seed=seed)
     reward, returned, ticks, fell, over = 0.0, 0.0, 0, False, False
+    speeds: list[float] = []
     while not over:
         torques = np.clip(actor.predict(state.astype(np.float32), reward), -1.0, 1.0)
-        state, step, fell, cut, _ = env.step(torques)
+        state, step, fell, cut, info = env.step(torques)
         reward = float(step)
+        speeds.append(float(info['x_velocity']))
         returned, ticks, over = returned + reward, ticks + 1, fell or cut
     env.close()
     return {'seed': seed, 'return': returned, 'score': score(robot, returned), 'ticks': ticks,
-            'failure': 'fell' if fell else None}
+            'failure': failure_of(fell, speeds)}
 
 
 def evaluate(out: Path, data: Trajectories, robot: Robot, options: argparse.Namespace) -> dict[str, Any]:
@@ -120,7 +123,7 @@ def evaluate(out: Path, data: Trajectories, robot: Robot, options: argparse.Name
     scores = np.array([record['score'] for record in records])
     found = {'task': options.task, 'policy': NAME, 'target': target, 'score': float(scores.mean()),
              'ci95': list(mean_interval(scores)), 'episodes': len(records), 'seed_start': options.seed_start,
-             'fell': sum(record['failure'] is not None for record in records)}
+             'failed': sum(record['failure'] is not None for record in records)}
     (out / 'score.json').write_text(json.dumps(found, indent=2) + '\n', encoding='utf-8')
     return found
 

@@ -19,7 +19,7 @@ from diffuser_core.checkpoint import WEIGHTS, Checkpoint
 from diffuser_core.envs.locomotion import robot_of
 from diffuser_core.envs.locomotion_policy import LocomotionPolicy, LocomotionSettings
 from diffuser_core.evaluate.locomotion_mppi import MppiPolicy, MppiSettings
-from diffuser_core.evaluate.locomotion_policies import BASELINES, FAILURE, LocomotionController, baseline, run_locomotion_episode
+from diffuser_core.evaluate.locomotion_policies import BASELINES, FAILURES, LocomotionController, baseline, run_locomotion_episode
 from diffuser_core.evaluate.log import Job, ResultsFolder
 from diffuser_core.evaluate.pool import as_they_end, process_pool
 from diffuser_core.evaluate.statistics import mean_interval, median_quantiles
@@ -184,7 +184,7 @@ def _row(policy: str, task: str, data: str | None, records: Sequence[Mapping[str
     return {'policy': policy, 'task': task, 'data': data, 'score': float(scores.mean()), 'ci95': list(mean_interval(scores)),
             'episodes': len(records), 'paper': PAPER[task], 'return': float(np.mean([record['return'] for record in records])),
             'ticks': float(np.mean([record['ticks'] for record in records])),
-            'failures': {FAILURE: failures.count(FAILURE)} if FAILURE in failures else {},
+            'failures': {name: failures.count(name) for name in FAILURES if name in failures},
             **{kind: median_quantiles([record[kind] for record in records]) for kind in ('planning_ms', 'command_ms')}}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,11 +16,14 @@ from diffuser_core.envs.locomotion_motion import LocomotionDecision
 from diffuser_core.evaluate.statistics import quantiles
 from diffuser_core.experts.behaviour import Actor, actors_file, load_actors
 
-__all__ = ['BASELINES', 'FAILURE', 'LearnedPolicy', 'LocomotionController', 'baseline', 'run_locomotion_episode']
+__all__ = ['BASELINES', 'FAILURES', 'LearnedPolicy', 'LocomotionController', 'baseline', 'failure_of', 'run_locomotion_episode']
 
 BASELINES = ('random', 'behaviour-medium', 'behaviour-best')
 """Uniform torques; the mean actions of the snapshots that drove for 'medium' and 'expert'."""
-FAILURE = 'fell'
+FAILURES = ('fell', 'stuck')
+"""'stuck': at the end of its time the robot does not move, lies on its back or nose."""
+STUCK_TICKS, STUCK_SPEED = 100, 0.1
+"""A robot is stuck whose mean speed forward [m/s] over the last so many ticks is below this."""
 
 
 class LocomotionController(Protocol):
@@ -122,13 +125,20 @@ def baseline(name: str, robot: Robot) -> LocomotionController:
     return LearnedPolicy.load(name, robot)
 
 
+def failure_of(fell: bool, speeds: Sequence[float]) -> str | None:
+    """One of `FAILURES`, or None, for an episode with these speeds forward [m/s], one a tick."""
+    if fell:
+        return FAILURES[0]
+    return FAILURES[1] if float(np.mean(speeds[-STUCK_TICKS:])) < STUCK_SPEED else None
+
+
 def run_locomotion_episode(policy: LocomotionController, robot: Robot, task: str, seed: int, *,
                            replan_every: int = 1, delay: float = 0.0) -> dict[str, Any]:
     """Run one seeded episode and return its record, one JSON object:
 
     task, seed     what was asked for
     return, score  sum of the rewards; D4RL's normalised score of it
-    ticks          control ticks until the robot fell or the time was up; failure: 'fell', or None
+    ticks          control ticks until the robot fell or the time was up; failure: one of `FAILURES`, or None
     replans        plans made
     planning_ms    {'p50', 'p99'} of the calls that planned, None if none did; command_ms: of the others, every tick
 
@@ -141,6 +151,7 @@ def run_locomotion_episode(policy: LocomotionController, robot: Robot, task: str
     state, _ = env.reset(seed=seed)
     policy.reset(seed)
     returned, ticks, fell, over = 0.0, 0, False, False
+    speeds: list[float] = []
     planning: list[float] = []
     commanding: list[float] = []
     while not over:
@@ -154,11 +165,12 @@ def run_locomotion_episode(policy: LocomotionController, robot: Robot, task: str
         began = time.perf_counter()
         decision = policy.command(observation, now)
         commanding.append(1e3 * (time.perf_counter() - began))
-        state, reward, fell, cut, _ = env.step(decision.actions[0].astype(np.float32))
+        state, reward, fell, cut, info = env.step(decision.actions[0].astype(np.float32))
         returned += float(reward)
+        speeds.append(float(info['x_velocity']))
         ticks += 1
         over = fell or cut
     env.close()
     return {'task': task, 'seed': seed, 'return': returned, 'score': score(robot, returned), 'ticks': ticks,
-            'failure': FAILURE if fell else None, 'replans': policy.replans, 'planning_ms': quantiles(planning),
+            'failure': failure_of(fell, speeds), 'replans': policy.replans, 'planning_ms': quantiles(planning),
             'command_ms': quantiles(commanding)}
