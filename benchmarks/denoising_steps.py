@@ -31,7 +31,7 @@ STARTS = ('from the last plan', 'from noise')
 def points(options: argparse.Namespace, command: str) -> list[dict[str, Any]]:
     """The suite's row of every point, with its denoising steps and how its plans start."""
     found = []
-    ours = LocomotionSettings(candidates=options.candidates)
+    ours = LocomotionSettings(candidates=options.candidates, aim=options.aim)
     for start in STARTS:
         for steps in options.steps:
             warm = start == STARTS[0]
@@ -81,7 +81,8 @@ def main() -> int:
     parser.add_argument('--quality', default='medium-expert')
     parser.add_argument('--checkpoint', type=Path, default=None, help='default: the shipped one')
     parser.add_argument('--steps', type=int, nargs='+', default=[1, 2, 3, 5, 10, 20])
-    parser.add_argument('--candidates', type=int, default=8)
+    parser.add_argument('--candidates', type=int, default=1, help='plans to choose from, with a return predictor')
+    parser.add_argument('--aim', type=float, default=LocomotionSettings.aim, help='of a planner that is told the return')
     parser.add_argument('--episodes', type=int, default=15)
     parser.add_argument('--seed-start', type=int, default=100)
     parser.add_argument('--replan-every', type=int, default=1)
@@ -94,7 +95,8 @@ def main() -> int:
     except (ValueError, OSError) as error:
         print(f'denoising_steps: {error}', file=sys.stderr)
         return 2
-    title = f'{options.robot}, {options.quality}, best of {options.candidates}, {options.episodes} episodes a point'
+    best = f'best of {options.candidates}, ' if options.candidates > 1 else ''
+    title = f'{options.robot}, {options.quality}, {best}{options.episodes} episodes a point'
     draw(found, title, options.out / f'figure7_{options.robot}.png')
     (options.out / f'figure7_{options.robot}.json').write_text(json.dumps(found, indent=2) + '\n', encoding='utf-8')
     return 0

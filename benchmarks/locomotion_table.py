@@ -4,7 +4,7 @@
 
 Every stage is a command of `diffuser_core`, printed before it runs. What is complete in --out is not done again, so an
 interrupted table goes on. `table.json` has a row a task and policy, which is printed as it is known; scores are on D4RL's scale,
-intervals over the episodes of all training seeds.
+intervals over the episodes of all training seeds. Settings are chosen with the first training seed's planner.
 """
 
 from __future__ import annotations
@@ -117,23 +117,26 @@ class Stages:
 
     def row(self, robot: str, quality: str, policy: str, seeds: Sequence[int]) -> dict[str, Any]:
         """A row of the table: one of `POLICIES` or `MORE_POLICIES`."""
-        records, chosen = [], []
-        for seed in seeds:
+        records: list[dict[str, Any]] = []
+        by_seed: list[float] = []
+        settings: tuple[str, ...] = ()
+        for seed in seeds[:1] if policy.startswith('behaviour') else seeds:
             if policy.startswith('behaviour'):
                 out, words = self.options.out / f'{robot}_{policy}', ('--policy', policy)
             else:
                 checkpoint = self.planner(robot, quality, seed, policy != 'ours')
-                settings = self.settings(robot, quality, checkpoint, policy)
+                settings = settings or self.settings(robot, quality, checkpoint, policy)
                 out = checkpoint.parent / policy
-                chosen.append(' '.join(settings))
                 words = (*self.plans(checkpoint), *settings)
             self.score(robot, quality, out, self.options.episodes, TEST_SEED, *words)
             lines = (out / 'episodes.jsonl').read_text(encoding='utf-8').splitlines()
             wanted = range(TEST_SEED, TEST_SEED + self.options.episodes)
             records += [record for record in map(json.loads, lines) if record['seed'] in wanted]
+            by_seed.append(float(np.mean([record['score'] for record in records[-self.options.episodes:]])))
         scores = np.array([record['score'] for record in records])
         planning = [record['planning_ms']['p50'] for record in records if record['planning_ms']['p50'] is not None]
-        return {'task': f'{robot}-{quality}', 'policy': policy, 'settings': chosen, 'score': float(scores.mean()),
+        return {'task': f'{robot}-{quality}', 'policy': policy, 'settings': ' '.join(settings),
+                'training_seeds': by_seed, 'score': float(scores.mean()),
                 'ci95': list(mean_interval(scores)), 'return': float(np.mean([record['return'] for record in records])),
                 'episodes': len(records), 'failed': sum(record['failure'] is not None for record in records),
                 'planning_ms': float(np.median(planning)) if planning else None, 'paper': PAPER[f'{robot}-{quality}']}
