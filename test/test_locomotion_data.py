@@ -1,5 +1,6 @@
 """Behaviour policies, the data that they make, and what planners and return predictors learn from it."""
 
+import dataclasses
 import json
 import warnings
 
@@ -26,7 +27,7 @@ from diffuser_core.train import trainer as module
 from diffuser_core.train.config import DataConfig, LossConfig, TrainConfig
 from diffuser_core.train.data_sets import latest_starts, load_rewarded
 from diffuser_core.train.returns import returns_to_go, with_returns
-from diffuser_core.train.trainer import Trainer
+from diffuser_core.train.trainer import Trainer, TrainError
 from diffuser_core.train.value import ValueTrainConfig
 from diffuser_core.trajectory import Channels
 from diffuser_core.unet import UNetConfig
@@ -316,25 +317,25 @@ def test_baselines_learn_from_the_same_steps(data, tmp_path):
         load_locomotion_transitions(tmp_path)
 
 
-def test_tilted_training_draws_windows_by_the_exponential_of_their_return(tmp_path, data):
-    """Against the mean that the weights give in closed form."""
-    told = with_returns(load_rewarded(str(data[0])), 0.9)
-    config = TrainConfig('t', DataConfig(str(data[0]), ('*',), horizon=8, whole_episodes=True, continuing=True, returns=0.9,
-                                         tilt=1.5, normalizer='gaussian'), UNetConfig(8, (1, 2)))
-    trainer = Trainer(config, told, tmp_path)
-    windows, _ = trainer._train.sample(20000, torch.Generator().manual_seed(0))
-    column = told.observations[:, -1].astype(np.float64)
-    latest = latest_starts(told, 8, 1)[:len(told) - 1].tolist()  # the last episode is held out
-    starts = np.concatenate([np.arange(first, last + 1) for (first, _), last in zip(told.bounds, latest)])
-    returns = column[starts]
-    weights = np.exp(1.5 * returns / column.std())
-    expected, spread = np.average(returns, weights=weights), returns.std()
-    assert float(windows[:, 0, -1].mean()) == pytest.approx(expected, abs=0.05 * spread)
-    assert expected > returns.mean() + 0.5 * spread
-    with pytest.raises(ValueError, match='needs data.returns and data.continuing'):
-        DataConfig('d', ('*',), whole_episodes=True, continuing=True, tilt=1.0)
+def test_tilted_training_draws_windows_by_the_exponential_of_their_episodes_return(tmp_path, data):
+    """Against the shares that the weights give in closed form."""
+    episodes = load_rewarded(str(data[0]))
+    config = TrainConfig('t', DataConfig(str(data[0]), ('*',), horizon=8, whole_episodes=True, continuing=True, tilt=1.5,
+                                         normalizer='gaussian'), UNetConfig(8, (1, 2)))
+    trainer = Trainer(config, episodes, tmp_path)
+    _, _, starts = trainer._train.sample_with_starts(20000, torch.Generator().manual_seed(0))
+    returns = np.array([episodes.rewards[first:end].sum(dtype=np.float64) for first, end in episodes.bounds])
+    weights = np.exp(1.5 * returns / returns.std()) * (latest_starts(episodes, 8, 1).numpy() - episodes.bounds[:, 0] + 1)
+    weights[-1] = 0.0  # held out
+    shares = weights / weights.sum()
+    found = np.bincount(np.searchsorted(episodes.bounds[:, 1], starts.numpy(), side='right'), minlength=len(shares)) / 20000
+    assert np.abs(found - shares).max() < 0.015 and shares.max() > 3.0 / len(shares)
+    with pytest.raises(ValueError, match='needs data.continuing'):
+        DataConfig('d', ('*',), whole_episodes=True, tilt=1.0)
     with pytest.raises(ValueError, match='a number from 0 up'):
-        DataConfig('d', ('*',), whole_episodes=True, continuing=True, returns=0.9, tilt=-1.0)
+        DataConfig('d', ('*',), whole_episodes=True, continuing=True, tilt=-1.0)
+    with pytest.raises(TrainError, match='needs a data set with rewards'):
+        Trainer(config, dataclasses.replace(episodes, rewards=None), tmp_path)
 
 
 @pytest.mark.parametrize('robot', ['hopper', 'walker2d', 'halfcheetah'])

@@ -33,9 +33,9 @@ class DataConfig:
                   out while its next plan is made; needs continuing. 0: never, and plans that arrive late are made blindly
     returns       discount of the channel 'return', the return from every step on, which is then learnt as well and shown on the
                   first step: whoever plans says which return the plan shall have. Needs rewards; None: there is no such channel
-    tilt          windows are drawn in proportion to exp(tilt * the return from their first step on, in deviations of those in the
-                  data), as a guide by the return would draw plans; for data in which what is worth doing is rare. Needs returns
-                  and continuing
+    tilt          windows are drawn from an episode in proportion to exp(tilt * its return, in deviations of those of all
+                  episodes), as a guide by the return would draw plans; for data in which good episodes are rare. Needs continuing
+                  and rewards
     normalizer    'limits', 'gaussian' or 'identity'
     least_scale   the normaliser's smallest scale [the channel's unit], so that no trembling channel fills the range
     """
@@ -66,8 +66,8 @@ class DataConfig:
             raise ValueError(f'data.prefix lies in 0 ... horizon - 1 and needs data.continuing, got {self.prefix}')
         if self.returns is not None and not (0.0 < self.returns < 1.0 and self.whole_episodes):
             raise ValueError(f'data.returns is a discount in (0, 1) and needs data.whole_episodes, got {self.returns}')
-        if not 0.0 <= self.tilt < math.inf or self.tilt and (self.returns is None or not self.continuing):
-            raise ValueError(f'data.tilt is a number from 0 up and needs data.returns and data.continuing, got {self.tilt}')
+        if not 0.0 <= self.tilt < math.inf or self.tilt and not self.continuing:
+            raise ValueError(f'data.tilt is a number from 0 up and needs data.continuing, got {self.tilt}')
         if not self.least_scale > 0.0:
             raise ValueError(f'data.least_scale must be positive, got {self.least_scale}')
         if any(not size >= 0.0 for size in self.jitter.values()):

@@ -20,13 +20,14 @@ from tqdm import tqdm
 from diffuser_core import __version__
 from diffuser_core.checkpoint import Checkpoint
 from diffuser_core.config import to_mapping
+from diffuser_core.data.episodes import EpisodeData
 from diffuser_core.data.windows import Symmetries, Windows, match_channels
 from diffuser_core.diffusion import LossWeights, training_loss
 from diffuser_core.normalize import Normalizer
 from diffuser_core.schedule import NoiseSchedule
 from diffuser_core.train.config import LossConfig, TrainConfig
 from diffuser_core.train.data_sets import TrainingData, latest_starts
-from diffuser_core.trajectory import RETURN, Channels
+from diffuser_core.trajectory import Channels
 from diffuser_core.unet import TemporalUNet
 
 __all__ = ['Trainer', 'TrainError']
@@ -116,12 +117,15 @@ class Trainer:
                        jitter=jitter, latest=None if latest is None else latest.to(self.device),
                        # the mazes' planners were trained with their first force shown, and follow planned states instead
                        actions=self.channels.actions if data.continuing else 0, prefix=data.prefix,
-                       weights=self._tilted(rows).to(self.device) if data.tilt else None)
+                       weights=self._tilted().to(self.device) if data.tilt else None)
 
-    def _tilted(self, rows: torch.Tensor) -> torch.Tensor:
-        """How likely windows start at each of the rows."""
-        returns = rows[:, self.channels.names.index(RETURN)].double()
-        return torch.exp(self.config.data.tilt * (returns - returns.max()) / returns.std())
+    def _tilted(self) -> torch.Tensor:
+        """How likely windows start at each row of the data."""
+        if not isinstance(self._data, EpisodeData) or self._data.rewards is None:
+            raise TrainError('data.tilt needs a data set with rewards')
+        returns = torch.from_numpy(self._data.returns)
+        weights = torch.exp(self.config.data.tilt * (returns - returns.max()) / returns.std(correction=0).clamp_min(1e-6))
+        return weights.repeat_interleave(torch.from_numpy(self._data.lengths + 1))
 
     def run(self, *, progress: bool = True) -> dict[str, Any]:
         """Train to the configured number of steps and return the summary; an interrupt saves first, then propagates."""
