@@ -58,6 +58,17 @@ def test_it_runs_when_it_is_told_to_and_takes_no_other_goal(session, checkpoint)
     assert rig.step(observed(), OBSERVED)[0].reason == PlannerStats.NO_GOAL
 
 
+def test_the_planner_of_a_robot_that_observes_less_is_not_let_loose_on_another(session, checkpoint):
+    """The hopper's planner, the walker's seventeen numbers."""
+    rig = start(session, checkpoint)
+    names = tuple(f'obs.{n}' for n in range(17))
+    rig.step(np.zeros(17), names)
+    answer = run(rig)
+    assert not answer.success and 'is of another robot than the planner, which does not know obs.11, obs.12' in answer.message
+    rig.step(np.append(observed(), 0.5), (*OBSERVED, 'battery'))
+    assert run(rig).success, 'what has a name of its own is no sign of another robot'
+
+
 def test_a_planner_that_is_told_the_return_needs_it_not_observed(session, tmp_path):
     told_hopper().save(tmp_path / 'told')
     rig = Rig(session, None, robot='auto', checkpoint=str(tmp_path / 'told'), lock_step=True, tick_rate=125.0, steps=1,

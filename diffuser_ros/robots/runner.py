@@ -22,6 +22,9 @@ from diffuser_ros.vectors import values_by_name
 
 __all__ = ['RunningRobot']
 
+NUMBERED = 'obs.'
+"""How channels begin that have no name but their number in the environment's observation."""
+
 
 class RunningRobot:
     """See `Robot`."""
@@ -63,7 +66,7 @@ class RunningRobot:
         return 'run'
 
     def observation(self, state: VectorState) -> dict[str, float]:
-        """Every observed channel; others are ignored."""
+        """Every observed channel; others are ignored, but for numbered ones of the same kind, which another robot has."""
         try:
             found = values_by_name(state.vector, TOPIC)
         except ValueError as error:
@@ -71,6 +74,10 @@ class RunningRobot:
         missing = [name for name in self._observed if name not in found]
         if missing:
             raise StateError(f'{TOPIC} lacks the channel {", ".join(missing)}')
+        if any(name.startswith(NUMBERED) for name in self._observed):
+            unknown = [name for name in found if name.startswith(NUMBERED) and name not in self._observed]
+            if unknown:
+                raise StateError(f'{TOPIC} is of another robot than the planner, which does not know {", ".join(unknown)}')
         return {name: found[name] for name in self._observed}
 
     def resting(self, observation: Mapping[str, float]) -> LocomotionMotion:
