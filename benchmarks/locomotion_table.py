@@ -4,7 +4,7 @@
 
 Every stage is a command of `diffuser_core`, printed before it runs. What is complete in --out is not done again, so an
 interrupted table goes on. `table.json` has a row a task and policy, which is printed as it is known; scores are on D4RL's scale,
-intervals over the episodes of all training seeds. Settings are chosen with the first training seed's planner.
+intervals over the episodes of all training seeds. Settings are chosen for every planner that is trained.
 """
 
 from __future__ import annotations
@@ -123,14 +123,15 @@ class Stages:
         """A row of the table: one of `POLICIES` or `MORE_POLICIES`."""
         records: list[dict[str, Any]] = []
         by_seed: list[float] = []
-        settings: tuple[str, ...] = ()
+        chosen: list[str] = []
         for seed in seeds[:1] if policy.startswith('behaviour') else seeds:
             if policy.startswith('behaviour'):
                 out, words = self.options.out / f'{robot}_{policy}', ('--policy', policy)
             else:
                 checkpoint = self.planner(robot, quality, seed, policy != 'ours')
-                settings = settings or self.settings(robot, quality, checkpoint, policy)
-                out = checkpoint.parent / policy
+                settings = self.settings(robot, quality, checkpoint, policy)
+                out = checkpoint.parent / f'{policy}_{settings[-1]}'
+                chosen.append(' '.join(settings))
                 words = (*self.plans(checkpoint), *settings)
             self.score(robot, quality, out, self.options.episodes, TEST_SEED, *words)
             lines = (out / 'episodes.jsonl').read_text(encoding='utf-8').splitlines()
@@ -139,7 +140,7 @@ class Stages:
             by_seed.append(float(np.mean([record['score'] for record in records[-self.options.episodes:]])))
         scores = np.array([record['score'] for record in records])
         planning = [record['planning_ms']['p50'] for record in records if record['planning_ms']['p50'] is not None]
-        return {'task': f'{robot}-{quality}', 'policy': policy, 'settings': ' '.join(settings),
+        return {'task': f'{robot}-{quality}', 'policy': policy, 'settings': chosen,
                 'training_seeds': by_seed, 'score': float(scores.mean()),
                 'ci95': list(mean_interval(scores)), 'return': float(np.mean([record['return'] for record in records])),
                 'episodes': len(records), 'failed': sum(record['failure'] is not None for record in records),

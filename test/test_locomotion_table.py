@@ -56,7 +56,7 @@ def test_a_task_is_collected_learnt_and_scored_once(table, tmp_path, monkeypatch
                  for aim in ('1', '1.5')]
     assert [summary['seed_start'] for summary in validated] == [5000, 5000]
     chosen = max(validated, key=lambda summary: summary['rows'][0]['score'])['settings']['aim']
-    assert ours['settings'] == f'--aim {chosen:g}' and ours['training_seeds'] == [pytest.approx(ours['score'])]
+    assert ours['settings'] == [f'--aim {chosen:g}'] and ours['training_seeds'] == [pytest.approx(ours['score'])]
 
     weights = tmp_path / 'table/hopper_medium_0/planner/checkpoint' / WEIGHTS
     written = weights.stat().st_mtime_ns
@@ -66,11 +66,10 @@ def test_a_task_is_collected_learnt_and_scored_once(table, tmp_path, monkeypatch
     assert written == weights.stat().st_mtime_ns
 
     code, verbs = table(*SMALL, '--training-seeds', '0', '1')
-    assert code == 0 and len(verbs) == 8  # as before, and the second seed's planner is trained and scored with the same aim
+    assert code == 0 and len(verbs) == 10  # as before, and the second seed's planner is trained, its aim chosen, and it is scored
     _, again, both = json.loads((tmp_path / 'table/table.json').read_text())
-    assert again == medium and both['episodes'] == 2 and both['settings'] == ours['settings']
+    assert again == medium and both['episodes'] == 2 and len(both['settings']) == 2
     assert both['training_seeds'][0] == ours['score'] and np.mean(both['training_seeds']) == pytest.approx(both['score'])
-    assert not (tmp_path / 'table/hopper_medium_1/planner/validation_ours_1').exists()
 
 
 def test_guided_planners_have_a_return_predictor_and_a_stage_that_fails_ends_the_table(table, tmp_path, capsys):
@@ -82,4 +81,4 @@ def test_guided_planners_have_a_return_predictor_and_a_stage_that_fails_ends_the
     made = Checkpoint.load(tmp_path / 'table/hopper_medium_0_guided/checkpoint')
     assert made.value is not None and made.channels.names[-1] == 'obs.10'
     (row,) = json.loads((tmp_path / 'table/table.json').read_text())[1:]
-    assert row['settings'] == '--candidates 8 --steps 5 --guide-scale 0.1'
+    assert row['settings'] == ['--candidates 8 --steps 5 --guide-scale 0.1']
