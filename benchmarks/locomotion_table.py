@@ -136,7 +136,8 @@ class Stages:
             self.score(robot, quality, out, self.options.episodes, TEST_SEED, *words)
             lines = (out / 'episodes.jsonl').read_text(encoding='utf-8').splitlines()
             wanted = range(TEST_SEED, TEST_SEED + self.options.episodes)
-            records += [record for record in map(json.loads, lines) if record['seed'] in wanted]
+            records += [record for record in map(json.loads, lines)
+                        if record['task'] == f'{robot}-{quality}' and record['seed'] in wanted]
             by_seed.append(float(np.mean([record['score'] for record in records[-self.options.episodes:]])))
         scores = np.array([record['score'] for record in records])
         planning = [record['planning_ms']['p50'] for record in records if record['planning_ms']['p50'] is not None]

@@ -72,6 +72,13 @@ def test_a_task_is_collected_learnt_and_scored_once(table, tmp_path, monkeypatch
     assert both['training_seeds'][0] == ours['score'] and np.mean(both['training_seeds']) == pytest.approx(both['score'])
 
 
+def test_a_behaviour_policys_episodes_count_once_for_each_task(table, tmp_path):
+    code, _ = table(*SMALL, '--qualities', 'medium', 'medium-expert', '--policies', 'behaviour-medium')
+    rows = json.loads((tmp_path / 'table/table.json').read_text())
+    assert code == 0 and [row['policy'] for row in rows] == ['data', 'behaviour-medium'] * 2
+    assert rows[1]['episodes'] == rows[3]['episodes'] == 1 and rows[1]['score'] == rows[3]['score']
+
+
 def test_guided_planners_have_a_return_predictor_and_a_stage_that_fails_ends_the_table(table, tmp_path, capsys):
     guided = (*SMALL, '--policies', 'guided', '--guide-scales', '0.1', '--value')
     code, verbs = table(*guided, 'steps=0')
