@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from aims import format_aims
 from original import OriginalPlanner
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffuser_core import __version__
 from diffuser_core.backends import BACKENDS, LoopGraphs, execute, value_gradient
@@ -183,6 +184,30 @@ def same_and_ours(case: Case, backends: Sequence[str], repeats: int, device: tor
     return rows
 
 
+def operations(case: Case) -> float:
+    """Floating-point operations of the network in a plan at the original's settings, without the guide's."""
+    network = TemporalUNet(case.channels, case.model).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, case.horizon, case.channels), torch.zeros(1, dtype=torch.int64))
+    return float(counter.get_total_flops()) * case.batch * case.levels
+
+
+def product_rate(device: torch.device, repeats: int = 20, size: int = 1024) -> float:
+    """Floating-point operations a second of the fastest of some products of two large float32 matrices: about what there is."""
+    left, right = torch.randn(2, size, size, device=device)
+    best = min(timed({'product': lambda: left @ right}, 1, until_done(device))['product']['p50'] for _ in range(repeats))
+    return 2.0 * size ** 3 / (1e-3 * best)
+
+
+def ceiling(case: Case, rows: Sequence[dict], device: torch.device) -> dict:
+    """What the same weights and steps could gain in float32 at most, if a plan ran at the rate of a matrix product."""
+    count, rate = operations(case), product_rate(device)
+    same = {row['backend']: row['ms']['p50'] for row in rows if row['case'] == f'{case.name} same'}
+    original = next(row['baseline_ms']['p50'] for row in rows)
+    return {'case': case.name, 'gflop': count / 1e9, 'product_gflops': rate / 1e9, 'at_most': 1e-3 * original * rate / count,
+            'share': {name: count / (1e-3 * ms) / rate for name, ms in same.items() if not name.endswith('bf16')}}
+
+
 def growth(repeats: int, device: torch.device) -> list[dict]:
     """Time of our warm plan as the horizon doubles, and as candidates multiply."""
     rows: list[dict] = []
@@ -269,6 +294,7 @@ def main(args: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     began = time.time()
     rows: list[dict] = []
+    ceilings: list[dict] = []
     for name in options.cases:
         if name == 'memory':
             continue
@@ -279,6 +305,11 @@ def main(args: Sequence[str] | None = None) -> None:
             print(f'{row["case"]:<24} {row["backend"]:<14} p50 {row["ms"]["p50"]:>10.2f} ms  p99 {row["ms"]["p99"]:>10.2f} ms  '
                   f'{"grows" if name == "growth" else "faster"} x{row["ratio"]:.2f}', flush=True)
         rows += new
+        if name in CASES and not CASES[name].guided:
+            ceilings.append(ceiling(CASES[name], new, device))
+            shares = ', '.join(f'{backend} {share:.0%}' for backend, share in ceilings[-1]['share'].items())
+            print(f'{name}: {ceilings[-1]["gflop"]:.1f} GFLOP a plan; of the rate of a matrix product: {shares}; at that rate '
+                  f'x{ceilings[-1]["at_most"]:.2f}', flush=True)
     print(format_aims(rows, device.type))
     used = memory(device) if 'memory' in options.cases else []
     for entry in used:
@@ -286,7 +317,7 @@ def main(args: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     summary = {'command': shlex.join(['python', 'benchmarks/planning.py', *(sys.argv[1:] if args is None else args)]),
                'version': __version__, 'seed_start': 0, 'episodes': 0, 'device': name_of(device), 'wall_s': time.time() - began,
-               'rows': rows, 'memory': used}
+               'rows': rows, 'ceilings': ceilings, 'memory': used}
     (options.out / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
 
 

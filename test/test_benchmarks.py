@@ -1,5 +1,6 @@
 """The benchmark of plans: what it refuses, when it reads the clock, what it says about the aims, that all its cases run."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -64,6 +65,33 @@ def test_the_clock_is_read_when_the_device_is_done(planning, monkeypatch):
     assert events[:16] == ['wait', 'clock', 'a', 'wait', 'wait', 'clock', 'b', 'wait'] * 2
     assert events[16:] == ['wait', 'clock', 'a', 'wait', 'clock', 'wait', 'clock', 'b', 'wait', 'clock'] * 3
     assert (times['a']['p50'], times['b']['p99']) == pytest.approx((6.0, 6.0))  # three events, counted double
+
+
+def test_operations_of_a_plan_are_those_of_its_layers(planning):
+    """Counted again by hand: two for each weight and place."""
+    case = dataclasses.replace(planning.CASES['maze2d-umaze'], horizon=16, batch=3, levels=5, model=UNetConfig(8, (1, 2)))
+    network = planning.TemporalUNet(case.channels, case.model)
+    counts = []
+
+    def count(layer, inputs, output):
+        places = inputs[0].shape[-1] if isinstance(layer, torch.nn.ConvTranspose1d) else output.shape[-1]
+        counts.append(2 * layer.weight.numel() * (1 if isinstance(layer, torch.nn.Linear) else places))
+
+    for layer in network.modules():
+        if isinstance(layer, (torch.nn.Conv1d, torch.nn.ConvTranspose1d, torch.nn.Linear)):
+            layer.register_forward_hook(count)
+    network(torch.zeros(1, 16, case.channels), torch.zeros(1, dtype=torch.int64))
+    assert planning.operations(case) == sum(counts) * 3 * 5
+
+
+def test_the_most_that_float32_can_gain_is_said(planning, monkeypatch):
+    monkeypatch.setattr(planning, 'operations', lambda case: 2e9)
+    monkeypatch.setattr(planning, 'product_rate', lambda device: 1e11)
+    case = planning.CASES['maze2d-umaze']
+    rows = [{'case': 'maze2d-umaze same', 'backend': name, 'ms': {'p50': ms}, 'baseline_ms': {'p50': 60.0}}
+            for name, ms in (('openvino', 25.0), ('openvino-bf16', 10.0))]
+    found = planning.ceiling(case, rows, torch.device('cpu'))
+    assert found['at_most'] == pytest.approx(3.0) and found['share'] == {'openvino': pytest.approx(0.8)}
 
 
 def test_a_gpu_is_waited_for_and_a_cpu_is_not(planning, monkeypatch):
