@@ -40,7 +40,7 @@ def test_it_runs_and_for_less_if_less_is_aimed_at(name):
     planner = Planner.from_checkpoint(checkpoint_folder(f'{name}_medium_expert'))
     returned, fell = ticks_of(robot_of(name), planner, 1.0)
     assert returned > LEAST[name] and not fell
-    assert ticks_of(robot_of(name), planner, -2.0)[0] < returned - 30.0
+    assert ticks_of(robot_of(name), planner, -1.5)[0] < returned - 100.0
 
 
 def test_the_half_cheetah_runs_by_the_clock_behind_its_bridge(tmp_path):

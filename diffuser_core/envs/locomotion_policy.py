@@ -35,7 +35,7 @@ class LocomotionSettings:
     candidates: int = 1
     warm: bool = False
     sampling: Sampling = Sampling(steps=1, warm_steps=1, warm_level=0.5, rule='score')
-    aim: float = 1.5
+    aim: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.guide_scale < math.inf or self.candidates < 1 or not math.isfinite(self.aim):

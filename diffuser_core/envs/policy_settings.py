@@ -44,7 +44,7 @@ class PolicySettings:
     commit: int = COMMIT
     candidates: int = 8
     guide_scale: float = 0.0
-    aim: float = 1.5
+    aim: float = 1.0
 
 
 def robot_of(settings: PolicySettings) -> str:
