@@ -36,9 +36,9 @@ TEST_SEED = 100
 TIME_LIMIT = 1000
 POLICIES = ('behaviour-medium', 'behaviour-best', 'ours')
 MORE_POLICIES = ('imitation', 'guided')
-RARE = ('data.tilt=1', 'data.returns=0.99')
-"""Changes of the configurations for 'medium-replay', where a tenth of the steps are of the policy worth following: good episodes
-are drawn more often, and what plans are told tells running from standing still for long. Chosen on validation seeds."""
+TILTED = ('data.tilt=1', 'data.returns=0.99')
+"""Changes of the configurations for 'medium' and 'medium-replay', where episodes worth following are rare: they are drawn more
+often, and what plans are told tells running from standing still for long. Chosen on validation seeds."""
 GUIDED = ('--candidates', '8', '--steps', '5')
 """Plans that are not told which return to reach: the best of 8 by the return predictor, bent by its gradient."""
 
@@ -80,7 +80,7 @@ class Stages:
         data, threads = self.folder(robot, quality), ('--threads', str(self.options.threads))
         if not (guided and judged.exists()):
             self.run('train', os.path.relpath(config_folder() / f'{robot}.yaml'), f'data.path={data}', f'seed={seed}',
-                     f'name={robot}_{quality}', *(RARE if quality == 'medium-replay' else ()),
+                     f'name={robot}_{quality}', *(() if quality == 'medium-expert' else TILTED),
                      *(('data.returns=null',) if guided else ()), *self.options.planner,
                      '--out', str(folder / 'planner'), *threads)
         if guided and not judged.exists():
