@@ -23,7 +23,7 @@ import torch
 from d3rlpy.dataset import TrajectoryMiniBatch
 from d3rlpy.models import VectorEncoderFactory
 from d3rlpy.preprocessing import MultiplyRewardScaler, StandardObservationScaler
-from train import Method, train
+from train import Method, arguments, reported, train
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -128,39 +128,27 @@ def evaluate(out: Path, data: Trajectories, robot: Robot, options: argparse.Name
     return found
 
 
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Train, then score."""
+    if options.episodes < 1:
+        raise ValueError(f'at least one episode is needed, got {options.episodes}')
+    robot = robot_of(options.task.partition('_')[0])
+    data = Trajectories(options.data or Path('runs/collect') / options.task)
+    out = options.out or Path('runs/baselines') / f'{options.task}_{NAME}'
+    method = Method(build, draw, lambda algorithm, folder: None, BATCH, HIDDEN)
+    train(NAME, method, data, options.steps, out, seed=options.seed, device=options.device,
+          command=' '.join(['python', *sys.argv]))
+    return evaluate(out, data, robot, options)
+
+
 def main() -> int:
-    """Returns the exit code: 2 after a mistake of the user's, said in one line; 130 after an interrupt."""
-    parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
+    """The command line."""
+    parser = arguments(__doc__ or '')
     parser.add_argument('--task', required=True, help='hopper_medium-expert, walker2d_medium, ...')
-    parser.add_argument('--data', type=Path, default=None, help='what `collect` wrote; default: runs/collect/<task>')
-    parser.add_argument('--steps', type=int, required=True, help='gradient steps in all')
     parser.add_argument('--target', type=float, default=None, help='return to ask for; default: of the best episode in the data')
     parser.add_argument('--episodes', type=int, default=15)
     parser.add_argument('--seed-start', type=int, default=100)
-    parser.add_argument('--out', type=Path, default=None, help=f'default: runs/baselines/<task>_{NAME}')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, ...')
-    parser.add_argument('--threads', type=int, default=1, help='CPU threads')
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    try:
-        if min(options.steps, options.episodes) < 1:
-            raise ValueError(f'at least one step and one episode are needed, got {options.steps} and {options.episodes}')
-        robot = robot_of(options.task.partition('_')[0])
-        data = Trajectories(options.data or Path('runs/collect') / options.task)
-        out = options.out or Path('runs/baselines') / f'{options.task}_{NAME}'
-        method = Method(build, draw, lambda algorithm, folder: None, BATCH, HIDDEN)
-        train(NAME, method, data, options.steps, out, seed=options.seed, device=options.device,
-              command=' '.join(['python', *sys.argv]))
-        found = evaluate(out, data, robot, options)
-    except KeyboardInterrupt:
-        print('interrupted; the same command continues where it last saved', file=sys.stderr)
-        return 130
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f'decision_transformer: {error}', file=sys.stderr)
-        return 2
-    print(json.dumps(found, indent=2))
-    return 0
+    return reported('decision_transformer', parser.parse_args(), run)
 
 
 if __name__ == '__main__':

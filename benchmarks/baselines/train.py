@@ -138,38 +138,53 @@ def train(name: str, method: Method, data: Any, steps: int, out: Path, *, seed: 
     return summary
 
 
-def main() -> int:
-    """Returns the exit code: 2 after a mistake of the user's, said in one line; 130 after an interrupt."""
-    parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
-    parser.add_argument('algorithm', choices=list(BATCH))
-    parser.add_argument('--task', default='kuka_stack', help='kuka_stack, maze2d_umaze, ..., or hopper_medium-expert, ...')
+def arguments(description: str) -> argparse.ArgumentParser:
+    """The options that trainings share."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument('--data', type=Path, default=None, help='what `collect` wrote; default: runs/collect/<task>')
     parser.add_argument('--steps', type=int, required=True, help='gradient steps in all')
-    parser.add_argument('--out', type=Path, default=None, help='default: runs/baselines/<algorithm> or <maze>_<algorithm>')
+    parser.add_argument('--out', type=Path, default=None, help='default: runs/baselines/<algorithm> or <task>_<algorithm>')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, ...')
     parser.add_argument('--threads', type=int, default=1, help='CPU threads')
-    options = parser.parse_args()
+    return parser
+
+
+def reported(program: str, options: argparse.Namespace, run: Callable[[argparse.Namespace], dict[str, Any]]) -> int:
+    """Run and print what it found; the exit code: 2 after a mistake of the user's, said in one line; 130 after an interrupt."""
     torch.set_num_threads(options.threads)
     try:
         if options.steps < 1:
             raise ValueError(f'at least one step is needed, got {options.steps}')
-        stacking = options.task == 'kuka_stack'
-        load = load_transitions if stacking else load_maze_transitions if options.task.startswith('maze2d') \
-            else load_locomotion_transitions
-        data = options.data or Path('runs/collect') / options.task
-        name = options.algorithm if stacking else f'{options.task}_{options.algorithm}'
-        method = Method(build, draw, export, BATCH[options.algorithm], HIDDEN)
-        summary = train(options.algorithm, method, load(data), options.steps, options.out or Path('runs/baselines') / name,
-                        seed=options.seed, device=options.device, command=' '.join(['python', *sys.argv]))
+        found = run(options)
     except KeyboardInterrupt:
         print('interrupted; the same command continues where it last saved', file=sys.stderr)
         return 130
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f'train: {error}', file=sys.stderr)
+        print(f'{program}: {error}', file=sys.stderr)
         return 2
-    print(json.dumps(summary, indent=2))
+    print(json.dumps(found, indent=2))
     return 0
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Train what was asked for."""
+    stacking = options.task == 'kuka_stack'
+    load = load_transitions if stacking else load_maze_transitions if options.task.startswith('maze2d') \
+        else load_locomotion_transitions
+    data = options.data or Path('runs/collect') / options.task
+    name = options.algorithm if stacking else f'{options.task}_{options.algorithm}'
+    method = Method(build, draw, export, BATCH[options.algorithm], HIDDEN)
+    return train(options.algorithm, method, load(data), options.steps, options.out or Path('runs/baselines') / name,
+                 seed=options.seed, device=options.device, command=' '.join(['python', *sys.argv]))
+
+
+def main() -> int:
+    """The command line."""
+    parser = arguments(__doc__ or '')
+    parser.add_argument('algorithm', choices=list(BATCH))
+    parser.add_argument('--task', default='kuka_stack', help='kuka_stack, maze2d_umaze, ..., or hopper_medium-expert, ...')
+    return reported('train', parser.parse_args(), run)
 
 
 if __name__ == '__main__':
