@@ -176,6 +176,8 @@ def test_windows_start_in_proportion_to_weights(data):
     counts = torch.bincount(starts, minlength=30)
     assert (counts[expected == 0] == 0).all()
     assert ((counts - expected).abs() < 4.0 * expected.sqrt() + 1.0).all()
+    with pytest.raises(ValueError, match='no window has a weight above zero: data.tilt is too large'):
+        Windows(rows, torch.tensor([[0, 9], [10, 29]]), latest=torch.tensor([8, 26]), **{**settings, 'weights': 0.0 * weights})
     with pytest.raises(ValueError, match='weights are for windows that start anywhere'):
         Windows(rows, torch.tensor([[0, 9], [10, 29]]), **settings)
 

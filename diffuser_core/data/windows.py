@@ -85,6 +85,8 @@ class Windows:
                 raise ValueError('weights are for windows that start anywhere')
             starts = torch.cat([torch.arange(int(a), int(b) + 1, device=rows.device) for a, b in zip(segments[:, 0], latest)])
             self._cumulated = torch.cumsum(weights[starts].double(), 0)
+            if not float(self._cumulated[-1]) > 0.0:
+                raise ValueError('no window has a weight above zero: data.tilt is too large for this data')
         self._offsets = torch.arange(horizon, device=rows.device) * stride
         self._goal = torch.tensor(list(goal), dtype=torch.int64, device=rows.device)
         self._goal_share = goal_share
