@@ -52,6 +52,7 @@ def test_a_task_is_collected_learnt_and_scored_once(table, tmp_path, monkeypatch
     assert all(row['ci95'][0] <= row['score'] <= row['ci95'][1] and row['paper'] == 58.5 for row in rows[1:])
     made = Checkpoint.load(tmp_path / 'table/hopper_medium_0/planner/checkpoint')
     assert made.value is None and 'return' in made.channels.names and made.horizon == 8
+    assert made.provenance['config']['data']['tilt'] == 1.0 and made.provenance['config']['data']['returns'] == 0.99
     validated = [json.loads((tmp_path / f'table/hopper_medium_0/planner/validation_ours_{aim}/summary.json').read_text())
                  for aim in ('1', '1.5')]
     assert [summary['seed_start'] for summary in validated] == [5000, 5000]
