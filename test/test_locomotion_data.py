@@ -311,6 +311,7 @@ def test_baselines_learn_from_the_same_steps(data, tmp_path):
     cut = int((~episodes.terminated).sum())
     assert len(found) == 600 - cut and found.terminals.sum() == episodes.terminated.sum()
     assert found.fingerprint == episodes.fingerprint
+    assert found.return_span == pytest.approx(np.ptp(episodes.returns), rel=1e-6)
     first, end = episodes.bounds[0]
     np.testing.assert_allclose(found.observations[:end - first - 1], episodes.observations[first:end - 1, 3:], rtol=1e-6)
     np.testing.assert_allclose(found.next_observations[0], episodes.observations[first + 1, 3:], rtol=1e-6)

@@ -1,13 +1,19 @@
 """A MuJoCo robot that runs, under the planner node: its states in, its torques out, in lock-step, late, and recorded."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import yaml
 from diffuser_msgs.msg import PlannerStats
 from locomotion_parts import hopper, told_hopper
 from ros_client import Session
 from std_srvs.srv import Trigger
 from test_gym_planner import Rig
 from test_recording import again
+
+from diffuser_core.envs.locomotion_policy import LocomotionSettings
+from diffuser_ros.parameters import PlannerParameters
 
 OBSERVED = tuple(f'obs.{n}' for n in range(11))
 
@@ -91,3 +97,13 @@ def test_late_plans_of_a_running_robot_are_replayed_to_the_last_bit(session, che
     comparison = again(log)
     assert comparison.same, comparison.first
     assert comparison.commands > 20 and comparison.plans >= 5
+
+
+def test_the_node_as_launched_plans_as_the_library_does_and_within_the_tick():
+    """A plan that arrives a tick late is worth a third (docs/results.md, 'Plans that arrive late')."""
+    file = Path(__file__).resolve().parents[1] / 'config' / 'runner_planner.yaml'
+    given = yaml.safe_load(file.read_text())['/**/diffuser_planner']['ros__parameters']
+    node, library = PlannerParameters(**given), LocomotionSettings()
+    assert (node.aim, node.candidates, node.guide_scale) == (library.aim, library.candidates, library.guide_scale)
+    assert node.steps == library.sampling.steps and not library.warm
+    assert node.place == 'inline' and not node.lock_step

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from d3rlpy.dataset import TransitionMiniBatch
 from d3rlpy.models import VectorEncoderFactory
-from d3rlpy.preprocessing import StandardObservationScaler
+from d3rlpy.preprocessing import MultiplyRewardScaler, StandardObservationScaler
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -37,6 +37,9 @@ BATCH = {'bc': 256, 'awac': 256, 'bcq': 100, 'cql': 100, 'iql': 256}
 ACTION_SAMPLES = 10
 HIDDEN = [256, 256]
 """Widths of the hidden layers of every network."""
+RETURN_SPAN = 1000.0
+"""Rewards of IQL and AWAC, whose weights are exponentials of advantages, are scaled so that the returns of a locomotion robot's
+episodes span so much, as IQL's authors do (Kostrikov et al. 2021); else one transition of a batch has all the weight."""
 SAVE_EVERY = 5000
 """Gradient steps between two saves."""
 
@@ -45,14 +48,16 @@ def build(name: str, data: Transitions, device: str) -> Any:
     """The algorithm `name`, one of `BATCH`, with d3rlpy's settings but for batch size, samples and normalised observations."""
     mean, std = data.observations.mean(axis=0), data.observations.std(axis=0)
     encoder = VectorEncoderFactory(hidden_units=HIDDEN)
+    scaler = None if data.return_span is None else MultiplyRewardScaler(RETURN_SPAN / data.return_span)
     common = {'batch_size': BATCH[name], 'observation_scaler': StandardObservationScaler(mean=mean, std=np.maximum(std, 1e-3))}
     if name == 'bc':
         config: Any = d3rlpy.algos.BCConfig(learning_rate=3e-4, encoder_factory=encoder, **common)
     elif name == 'iql':
         config = d3rlpy.algos.IQLConfig(actor_encoder_factory=encoder, critic_encoder_factory=encoder, gamma=0.99,
-                                        value_encoder_factory=encoder, **common)
+                                        value_encoder_factory=encoder, reward_scaler=scaler, **common)
     elif name == 'awac':
-        config = d3rlpy.algos.AWACConfig(actor_encoder_factory=encoder, critic_encoder_factory=encoder, gamma=0.99, **common)
+        config = d3rlpy.algos.AWACConfig(actor_encoder_factory=encoder, critic_encoder_factory=encoder, gamma=0.99,
+                                         reward_scaler=scaler, **common)
     else:
         common |= {'actor_encoder_factory': encoder, 'critic_encoder_factory': encoder, 'gamma': 0.99,
                    'n_action_samples': ACTION_SAMPLES}

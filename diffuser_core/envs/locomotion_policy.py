@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from diffuser_core.envs.locomotion_motion import LocomotionDecision, LocomotionMotion, RunGoal, end_of
+from diffuser_core.envs.policy_settings import AIM
 from diffuser_core.planner import Planner, Sampling
 from diffuser_core.presets import DOMAINS, paper
 from diffuser_core.receding_horizon import RecedingHorizon
@@ -35,7 +36,7 @@ class LocomotionSettings:
     candidates: int = 1
     warm: bool = False
     sampling: Sampling = Sampling(steps=1, warm_steps=1, warm_level=0.5, rule='score')
-    aim: float = 1.0
+    aim: float = AIM
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.guide_scale < math.inf or self.candidates < 1 or not math.isfinite(self.aim):

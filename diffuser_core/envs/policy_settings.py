@@ -10,10 +10,13 @@ from diffuser_core.envs.stacking_motion import COMMIT
 from diffuser_core.sampling import DEFAULT_SAMPLING, Sampling
 from diffuser_core.trajectory import RETURN
 
-__all__ = ['ROBOTS', 'PolicyError', 'PolicySettings', 'robot_of']
+__all__ = ['AIM', 'ROBOTS', 'PolicyError', 'PolicySettings', 'robot_of']
 
 ROBOTS = ('kuka', 'gym', 'runner')
 """The robots that there are policies for: the arm that stacks blocks, a ball in a maze, a MuJoCo robot that runs."""
+
+AIM = 1.0
+"""The return that plans are told to have, in deviations above the mean of the data; chosen on validation seeds."""
 
 
 class PolicyError(ValueError):
@@ -44,7 +47,7 @@ class PolicySettings:
     commit: int = COMMIT
     candidates: int = 8
     guide_scale: float = 0.0
-    aim: float = 1.0
+    aim: float = AIM
 
 
 def robot_of(settings: PolicySettings) -> str:

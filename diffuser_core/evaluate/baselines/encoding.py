@@ -69,7 +69,8 @@ class Transitions:
     """One-step transitions of all segments, in order.
 
     observations, next_observations (n, observations), of stacking as `OBSERVATIONS`, actions (n, actions) as `ACTIONS`, rewards
-    (n,), terminals (n,) 0 or 1; all float32. fingerprint: that of the demonstrations.
+    (n,), terminals (n,) 0 or 1; all float32. fingerprint: that of the demonstrations. return_span: by how much the best episode's
+    return is larger than the worst one's, for tasks that are judged by returns, or None.
     """
 
     observations: np.ndarray
@@ -78,6 +79,7 @@ class Transitions:
     next_observations: np.ndarray
     terminals: np.ndarray
     fingerprint: str
+    return_span: float | None = None
 
     def __len__(self) -> int:
         return len(self.actions)

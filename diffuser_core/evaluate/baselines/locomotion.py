@@ -29,7 +29,8 @@ def load_locomotion_transitions(path: str | Path) -> Transitions:
         parts.append((episode.observations[:steps], episode.actions[:steps], episode.rewards[:steps],
                       episode.observations[1:steps + 1], ended))
     seen, actions, rewards, after, terminals = (np.concatenate(column) for column in zip(*parts))
-    return Transitions(seen, actions, rewards, after, terminals, fingerprint)
+    returns = [float(episode.rewards.sum(dtype=np.float64)) for episode in episodes]
+    return Transitions(seen, actions, rewards, after, terminals, fingerprint, max(returns) - min(returns))
 
 
 @dataclass(frozen=True)
