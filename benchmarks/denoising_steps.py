@@ -82,7 +82,7 @@ def main() -> int:
     parser.add_argument('--checkpoint', type=Path, default=None, help='default: the shipped one')
     parser.add_argument('--steps', type=int, nargs='+', default=[1, 2, 3, 5, 10, 20])
     parser.add_argument('--candidates', type=int, default=1, help='plans to choose from, with a return predictor')
-    parser.add_argument('--aim', type=float, default=LocomotionSettings.aim, help='of a planner that is told the return')
+    parser.add_argument('--aim', type=float, default=None, help='of a planner that is told the return; default: its own')
     parser.add_argument('--episodes', type=int, default=15)
     parser.add_argument('--seed-start', type=int, default=100)
     parser.add_argument('--replan-every', type=int, default=1)

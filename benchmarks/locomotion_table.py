@@ -24,6 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from diffuser_core.checkpoint import Checkpoint
 from diffuser_core.data.episodes import load_episodes
 from diffuser_core.envs.locomotion import ROBOTS, score
 from diffuser_core.evaluate.locomotion import PAPER
@@ -104,8 +105,14 @@ class Stages:
         """The settings of a policy that do best on the validation seeds."""
         if policy == 'imitation':
             return GUIDED[:1] + ('1',) + GUIDED[2:]
-        choices = [('--aim', f'{aim:g}') for aim in self.options.aims] if policy == 'ours' else \
-            [(*GUIDED, '--guide-scale', f'{scale:g}') for scale in self.options.guide_scales]
+        if policy == 'ours':
+            self.run('evaluate', 'locomotion-aim', '--robot', robot, '--quality', quality, '--out',
+                     str(checkpoint.parent / 'validation'), '--episodes', str(self.options.validation_episodes), '--seed-start',
+                     str(VALIDATION_SEED), *self.plans(checkpoint), *self.workers, '--aims', *map(str, self.options.aims))
+            chosen = Checkpoint.load(checkpoint)
+            print(f'  {robot}-{quality}, on validation seeds by aim: {chosen.provenance["aim"]["scores"]}', flush=True)
+            return '--aim', f'{chosen.aim:g}'
+        choices = [(*GUIDED, '--guide-scale', f'{scale:g}') for scale in self.options.guide_scales]
         scores = []
         for choice in choices:
             out = checkpoint.parent / f'validation_{policy}_{choice[-1]}'

@@ -68,6 +68,8 @@ class Checkpoint:
     step_dt     seconds between steps
     provenance  command, config, data fingerprint, steps, date, losses, library version: free-form, for people
     value       a return predictor for its plans, if one was trained
+    aim         for planners that are told the return they shall reach: the one that was found to suit them, in deviations above
+                the mean of the data; None: not known
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -80,6 +82,7 @@ class Checkpoint:
     goal: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     value: TrainedValue | None = None
+    aim: float | None = None
 
     def network(self) -> TemporalUNet:
         """The denoiser with these weights, on the CPU, ready for inference; CheckpointError if they do not fit it."""
@@ -107,6 +110,7 @@ class Checkpoint:
             f'goal         {", ".join(self.goal) or "none"}',
             *([] if self.value is None else [f'value        {sum(w.numel() for w in self.value.weights.values()):,} parameters, '
                                              f'discount {self.value.discount}']),
+            *([] if self.aim is None else [f'aim          {self.aim:g} deviations above the mean return of the data']),
             'made by', *(f'  {line}' for line in made.splitlines())])
 
     def save(self, folder: Path) -> None:
@@ -123,6 +127,7 @@ class Checkpoint:
             'model': to_mapping(self.model), 'diffusion': to_mapping(self.diffusion),
             'normalizer': self.normalizer.as_dict(), 'provenance': dict(self.provenance),
             **({} if self.value is None else {'value': self.value.described()}),
+            **({} if self.aim is None else {'aim': self.aim}),
         }
         fresh = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
         try:
@@ -172,7 +177,7 @@ class Checkpoint:
                 weights, from_mapping(UNetConfig, described['model'], f'{where}: model'),
                 from_mapping(DiffusionConfig, described['diffusion'], f'{where}: diffusion'), normalizer, channels,
                 int(described['horizon']), float(described['step_dt']), goal,
-                described['provenance'], _value(stored, described, where))
+                described['provenance'], _value(stored, described, where), _aim(described))
             if checkpoint.value is not None:
                 checkpoint.value.network(len(channels), checkpoint.horizon)
         except ConfigError as error:
@@ -212,6 +217,13 @@ def _value(stored: Mapping[str, torch.Tensor], described: Mapping[str, Any], whe
             raise ValueError(f'{WEIGHTS} holds a return predictor that value does not describe')
         return None
     return TrainedValue.from_description(weights, described['value'], where)
+
+
+def _aim(described: Mapping[str, Any]) -> float | None:
+    aim = described.get('aim')
+    if aim is not None and (type(aim) not in (int, float) or not math.isfinite(aim)):
+        raise ValueError(f'aim must be a finite number, got {shown(aim)}')
+    return aim if aim is None else float(aim)
 
 
 def _description(path: Path) -> dict[str, Any]:

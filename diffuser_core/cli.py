@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument('--paper', action='store_true', help="plan as the released code does: 64 candidates, all denoising "
                          'steps, every plan from noise; minutes an episode')
     running.add_argument('--aim', type=float, default=None, help='the return that is aimed at, in deviations above the mean of '
-                         'those in the data; for planners that are told it')
+                         'those in the data; for planners that are told it; default: what the checkpoint says, else 1')
     running.add_argument('--guide-scale', type=float, default=None, help="factor of the return's gradient; 0: no guide")
     running.add_argument('--candidates', type=int, default=None, help='plans drawn at once; the one of the best return is taken')
     running.add_argument('--warm', action='store_true', help='make plans from the last one; default: from noise')
@@ -143,6 +143,16 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument('--delay', type=float, default=0.0, metavar='SECONDS', help='plans arrive so much later')
     running.add_argument('--backend', default='traced', help='how networks are executed: traced (default), openvino, ...')
     running.set_defaults(run=_evaluate_locomotion)
+
+    aiming = suites.add_parser('locomotion-aim', parents=[_common(episodes=10, seed_start=5000)],
+                               help='which return a planner does best to aim at; writes it into the checkpoint')
+    aiming.add_argument('--robot', choices=list(ROBOTS), default='hopper')
+    aiming.add_argument('--quality', choices=['medium', 'medium-replay', 'medium-expert'], default='medium-expert',
+                        help='of the data that the planner was trained on')
+    aiming.add_argument('--aims', type=float, nargs='+', default=[0.5, 1.0, 1.5, 2.0], help='to choose from, in deviations above '
+                        'the mean return of the data')
+    aiming.add_argument('--backend', default='traced', help='how networks are executed: traced (default), openvino, ...')
+    aiming.set_defaults(run=_choose_aim)
 
     inspect = verbs.add_parser('inspect', help='say what a checkpoint is')
     inspect.add_argument('checkpoint', type=Path)
@@ -280,6 +290,23 @@ def _evaluate_locomotion(options: argparse.Namespace) -> None:
     name = f'{options.robot}_{options.quality}' + ('' if options.policy is None else f'_{suite.name}')
     summary = evaluate_locomotion(suite, options.out or Path('runs/evaluate') / name, options.command)
     print(format_locomotion_rows(summary['rows']))
+
+
+
+def _choose_aim(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from diffuser_core.envs.locomotion_policy import LocomotionSettings
+    from diffuser_core.evaluate.locomotion import LocomotionSuite, choose_aim, format_locomotion_rows
+    ours = LocomotionSettings()
+    settings = replace(ours, sampling=replace(ours.sampling, **_sampling(options)))
+    suite = LocomotionSuite(options.robot, options.quality, options.checkpoint, settings=settings, episodes=options.episodes,
+                            seed_start=options.seed_start, workers=options.workers, backend=options.backend)
+    out = options.out or Path('runs/evaluate') / f'{options.robot}_{options.quality}_aim'
+    rows = choose_aim(suite, options.aims, out, options.command)
+    print(format_locomotion_rows([{**row, 'policy': f'aim {row["aim"]:g}'} for row in rows]))
+    best = max(rows, key=lambda row: row['score'])
+    print(f'{options.checkpoint} aims at {best["aim"]:g} from now on')
 
 
 def _inspect(options: argparse.Namespace) -> None:

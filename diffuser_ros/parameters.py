@@ -12,7 +12,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from diffuser_core.envs.policy_settings import AIM, PolicySettings
+from diffuser_core.envs.policy_settings import PolicySettings
 from diffuser_core.envs.stacking_motion import COMMIT
 from diffuser_core.sampling import Sampling
 from diffuser_core.shipped import checkpoint_folder
@@ -70,8 +70,8 @@ class PlannerParameters:
     commit: int = _parameter(COMMIT, 'robot kuka: plan steps, at least, for which the motion of the last plan is kept', 0, 32)
     candidates: int = _parameter(8, 'robots gym and runner: plans drawn at once, of which the best is followed', 1, 1024)
     guide_scale: float = _parameter(0.0, 'robot runner: how strongly the predicted return bends plans', 0.0, 1e3)
-    aim: float = _parameter(AIM, 'robot runner: the return aimed at, in deviations above the mean of the data, by planners that '
-                            'are told it', -10.0, 10.0)
+    aim_offset: float = _parameter(0.0, 'robot runner: by how much more return is aimed at than suits the checkpoint best, in '
+                                   'deviations of the data; below 0 for a slower run', -10.0, 10.0)
     prefix: bool = _parameter(True, 'whether a plan agrees with the last one until it is expected to arrive', changeable=True)
     validator: str = _parameter('', "who judges plans before they are followed: 'package.module:function'; empty: nobody")
     attempts: int = _parameter(3, 'plans drawn, at most, while the validator asks for another one', 1, 100)
@@ -95,7 +95,7 @@ class PlannerParameters:
         """What the policy is made of."""
         return PolicySettings(self.robot, self.checkpoint, self.device, self.backend, self.threads, self.seed,
                               Sampling(self.steps, self.warm_steps, self.warm_level), self.tick_rate, TAIL, self.commit,
-                              self.candidates, self.guide_scale, self.aim)
+                              self.candidates, self.guide_scale, self.aim_offset)
 
     @property
     def folder(self) -> Path:

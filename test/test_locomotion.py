@@ -15,7 +15,9 @@ from diffuser_core.checkpoint import Checkpoint, CheckpointError
 from diffuser_core.cli import main
 from diffuser_core.envs.locomotion import robot_of
 from diffuser_core.envs.locomotion_motion import RunGoal
-from diffuser_core.envs.locomotion_policy import LocomotionPolicy, LocomotionSettings
+from diffuser_core.envs.locomotion_policy import AIM, LocomotionPolicy, LocomotionSettings
+from diffuser_core.envs.policies import make_policy
+from diffuser_core.envs.policy_settings import PolicySettings
 from diffuser_core.evaluate import locomotion, locomotion_policies
 from diffuser_core.evaluate.locomotion_mppi import MppiPolicy, MppiSettings
 from diffuser_core.evaluate.locomotion_policies import BASELINES, LearnedPolicy, baseline, run_locomotion_episode
@@ -228,6 +230,60 @@ def test_a_planner_that_is_told_the_return_is_run(tmp_path, here):
     words = ('--checkpoint', tmp_path / 'told', '--episodes', 1, '--out', tmp_path / 'out')
     assert run(*words, '--aim', 0.25) == 0
     assert summary(tmp_path / 'out')['settings']['aim'] == 0.25
+    assert run(*words[:-1], tmp_path / 'as it is') == 0
+    assert summary(tmp_path / 'as it is')['settings']['aim'] == AIM
+
+
+def test_the_aim_that_scores_best_is_written_into_the_checkpoint_and_followed(tmp_path, here, capsys):
+    folder = tmp_path / 'told'
+    told_hopper().save(folder)
+    words = ('--checkpoint', folder, '--episodes', 2, '--out', tmp_path / 'aims')
+    assert main(list(map(str, ('evaluate', 'locomotion-aim', *words, '--aims', -1, 0.25, 4)))) == 0
+    runs = {aim: summary(tmp_path / f'aims/aim_{aim:g}') for aim in (-1.0, 0.25, 4.0)}
+    scores = {aim: found['rows'][0]['score'] for aim, found in runs.items()}
+    best = max(scores, key=scores.get)
+    assert len(set(scores.values())) == 3 and {found['seed_start'] for found in runs.values()} == {5000}
+    assert f'aims at {best:g} from now on' in capsys.readouterr().out
+    found = Checkpoint.load(folder)
+    assert found.aim == best and f'aim          {best:g} deviations above' in found.describe()
+    assert found.provenance['aim']['seeds'] == [5000, 5001] and found.provenance['made'] == 'by a test'
+    assert found.provenance['aim']['scores'] == {f'{aim:g}': pytest.approx(score, abs=0.06) for aim, score in scores.items()}
+    assert run(*words[:-1], tmp_path / 'out') == 0
+    assert summary(tmp_path / 'out')['settings']['aim'] == best
+    plan = LocomotionPolicy(Planner(found)).replan(state(), 0.0).plan
+    assert plan.values[0, -1] == pytest.approx(100.0 + best * 20.0)
+
+    before = (folder / 'config.yaml').stat().st_mtime_ns
+    assert main(list(map(str, ('evaluate', 'locomotion-aim', *words, '--aims', -1, 0.25, 4)))) == 0
+    assert (folder / 'config.yaml').stat().st_mtime_ns == before
+
+
+def test_an_aim_is_chosen_for_planners_alone_that_have_one(tmp_path, folder, here, capsys):
+    def refused(*words):
+        assert main(list(map(str, ('evaluate', 'locomotion-aim', '--episodes', 1, *words)))) == 2
+        return capsys.readouterr().err
+
+    assert 'of a checkpoint that is named' in refused()
+    assert 'is not told the return, so it has no aim' in refused('--checkpoint', folder)
+    assert 'one or more different numbers' in refused('--checkpoint', folder, '--aims', 1, 1)
+    told_hopper().save(tmp_path / 'told')
+    assert 'aim finite' in refused('--checkpoint', tmp_path / 'told', '--aims', 'nan')
+    assert Checkpoint.load(tmp_path / 'told').aim is None
+
+
+def test_the_nodes_offset_adds_to_the_checkpoints_aim(tmp_path):
+    dataclasses.replace(told_hopper(), aim=2.0).save(tmp_path / 'told')
+    made = make_policy(PolicySettings('runner', str(tmp_path / 'told'), candidates=1, aim_offset=-0.5))
+    assert made.replan(state(), 0.0).plan.values[0, -1] == pytest.approx(100.0 + 1.5 * 20.0)
+
+
+@pytest.mark.parametrize('aim', ['high', float('nan'), True])
+def test_a_wrong_aim_in_a_checkpoint_names_file_and_field(tmp_path, aim):
+    told_hopper().save(tmp_path / 'told')
+    described = yaml.safe_load((tmp_path / 'told/config.yaml').read_text())
+    (tmp_path / 'told/config.yaml').write_text(yaml.safe_dump({**described, 'aim': aim}))
+    with pytest.raises(CheckpointError, match=r'config.yaml: aim must be a finite number'):
+        Checkpoint.load(tmp_path / 'told')
 
 
 def test_a_robot_that_stays_where_it_is_counts_as_stuck():

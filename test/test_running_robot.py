@@ -78,7 +78,7 @@ def test_the_planner_of_a_robot_that_observes_less_is_not_let_loose_on_another(s
 def test_a_planner_that_is_told_the_return_needs_it_not_observed(session, tmp_path):
     told_hopper().save(tmp_path / 'told')
     rig = Rig(session, None, robot='auto', checkpoint=str(tmp_path / 'told'), lock_step=True, tick_rate=125.0, steps=1,
-              candidates=1, aim=1.0)
+              candidates=1, aim_offset=-0.5)
     rig.step(observed(), OBSERVED)
     assert run(rig).success
     stats, torques = rig.step(observed(1), OBSERVED)
@@ -104,6 +104,6 @@ def test_the_node_as_launched_plans_as_the_library_does_and_within_the_tick():
     file = Path(__file__).resolve().parents[1] / 'config' / 'runner_planner.yaml'
     given = yaml.safe_load(file.read_text())['/**/diffuser_planner']['ros__parameters']
     node, library = PlannerParameters(**given), LocomotionSettings()
-    assert (node.aim, node.candidates, node.guide_scale) == (library.aim, library.candidates, library.guide_scale)
+    assert (node.candidates, node.guide_scale) == (library.candidates, library.guide_scale) and node.aim_offset == 0.0
     assert node.steps == library.sampling.steps and not library.warm
     assert node.place == 'inline' and not node.lock_step

@@ -11,14 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from diffuser_core.checkpoint import Checkpoint
 from diffuser_core.envs.locomotion_motion import LocomotionDecision, LocomotionMotion, RunGoal, end_of
-from diffuser_core.envs.policy_settings import AIM
 from diffuser_core.planner import Planner, Sampling
 from diffuser_core.presets import DOMAINS, paper
 from diffuser_core.receding_horizon import RecedingHorizon
 from diffuser_core.trajectory import RETURN
 
-__all__ = ['LocomotionPolicy', 'LocomotionSettings']
+__all__ = ['AIM', 'LocomotionPolicy', 'LocomotionSettings', 'aim_of']
+
+AIM = 1.0
+"""What planners aim at whose checkpoints do not say; chosen on validation seeds."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +32,18 @@ class LocomotionSettings:
                  are not bent
     candidates   plans drawn at once, of which the one with the largest predicted return is followed
     warm         whether plans start from the last one; else each is made from noise, as the paper does
-    aim          for planners that are told the return they shall reach: how far above the mean of the data, in deviations
+    aim          for planners that are told the return they shall reach: how far above the mean of the data, in deviations; None:
+                 as their checkpoint says, see `aim_of`
     """
 
     guide_scale: float = 0.0
     candidates: int = 1
     warm: bool = False
     sampling: Sampling = Sampling(steps=1, warm_steps=1, warm_level=0.5, rule='score')
-    aim: float = AIM
+    aim: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.guide_scale < math.inf or self.candidates < 1 or not math.isfinite(self.aim):
+        if not 0.0 <= self.guide_scale < math.inf or self.candidates < 1 or not math.isfinite(self.aim or 0.0):
             raise ValueError(f'guide_scale is a number from 0 up, candidates at least 1 and aim finite, got {self.guide_scale}, '
                              f'{self.candidates} and {self.aim}')
 
@@ -50,6 +54,11 @@ class LocomotionSettings:
         if preset.guide is None:
             raise ValueError(f'the domain {domain!r} has no guide in the paper')
         return cls(preset.guide.scale * deviation, preset.guide.candidates, False, preset.sampling())
+
+
+def aim_of(checkpoint: Checkpoint) -> float:
+    """The return that suits a planner best that is told one, in deviations above the mean of its data."""
+    return AIM if checkpoint.aim is None else checkpoint.aim
 
 
 class LocomotionPolicy:
@@ -87,7 +96,8 @@ class LocomotionPolicy:
         if RETURN not in self.planner.channels.names:
             return {}
         column, normalizer = self.planner.channels.names.index(RETURN), self.planner.checkpoint.normalizer
-        return {RETURN: float(normalizer.offset[column] + self.settings.aim * normalizer.scale[column])}
+        aim = aim_of(self.planner.checkpoint) if self.settings.aim is None else self.settings.aim
+        return {RETURN: float(normalizer.offset[column] + aim * normalizer.scale[column])}
 
     @property
     def _still(self) -> LocomotionMotion:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from diffuser_core.envs.kuka_kinematics import JOINT_NAMES, inverse_kinematics
-from diffuser_core.envs.locomotion_policy import LocomotionPolicy, LocomotionSettings
+from diffuser_core.envs.locomotion_policy import LocomotionPolicy, LocomotionSettings, aim_of
 from diffuser_core.envs.maze_layout import CHANNELS as MAZE_CHANNELS
 from diffuser_core.envs.maze_motion import MazeGoal
 from diffuser_core.envs.maze_policy import MazePolicy
@@ -70,7 +70,8 @@ def _maze_policy(planner: Planner, settings: PolicySettings) -> MazePolicy:
 
 
 def _locomotion_policy(planner: Planner, settings: PolicySettings) -> LocomotionPolicy:
-    policy = LocomotionPolicy(planner, LocomotionSettings(settings.guide_scale, settings.candidates, aim=settings.aim,
+    aim = aim_of(planner.checkpoint) + settings.aim_offset
+    policy = LocomotionPolicy(planner, LocomotionSettings(settings.guide_scale, settings.candidates, aim=aim,
                                                           sampling=replace(settings.sampling, rule='score')))
     middle = planner.checkpoint.normalizer.offset.tolist()
     observation = dict(zip(planner.channels.names, middle))

@@ -10,14 +10,10 @@ from diffuser_core.envs.stacking_motion import COMMIT
 from diffuser_core.sampling import DEFAULT_SAMPLING, Sampling
 from diffuser_core.trajectory import RETURN
 
-__all__ = ['AIM', 'ROBOTS', 'PolicyError', 'PolicySettings', 'robot_of']
+__all__ = ['ROBOTS', 'PolicyError', 'PolicySettings', 'robot_of']
 
 ROBOTS = ('kuka', 'gym', 'runner')
 """The robots that there are policies for: the arm that stacks blocks, a ball in a maze, a MuJoCo robot that runs."""
-
-AIM = 1.0
-"""The return that plans are told to have, in deviations above the mean of the data; chosen on validation seeds."""
-
 
 class PolicyError(ValueError):
     """A policy that cannot be made; the message is one sentence that says what to change."""
@@ -31,7 +27,8 @@ class PolicySettings:
     checkpoint  folder; empty: the one that is shipped for the robot 'kuka'
     device, backend, threads, seed, sampling  of the planner
     candidates  robots 'gym' and 'runner': plans drawn at once, of which the best is followed
-    guide_scale, aim  robot 'runner': see `LocomotionSettings`
+    guide_scale  robot 'runner': see `LocomotionSettings`
+    aim_offset  robot 'runner': how far above or below the checkpoint's own aim, in deviations of the returns in the data
     tick_rate, tail, commit  robot 'kuka': control ticks a second, ticks of a command, plan steps kept of the last plan
     """
 
@@ -47,7 +44,7 @@ class PolicySettings:
     commit: int = COMMIT
     candidates: int = 8
     guide_scale: float = 0.0
-    aim: float = AIM
+    aim_offset: float = 0.0
 
 
 def robot_of(settings: PolicySettings) -> str:

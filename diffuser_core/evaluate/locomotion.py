@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from diffuser_core import __version__
 from diffuser_core.checkpoint import WEIGHTS, Checkpoint
 from diffuser_core.envs.locomotion import robot_of
-from diffuser_core.envs.locomotion_policy import LocomotionPolicy, LocomotionSettings
+from diffuser_core.envs.locomotion_policy import LocomotionPolicy, LocomotionSettings, aim_of
 from diffuser_core.evaluate.locomotion_mppi import MppiPolicy, MppiSettings
 from diffuser_core.evaluate.locomotion_policies import BASELINES, FAILURES, LocomotionController, baseline, run_locomotion_episode
 from diffuser_core.evaluate.log import Job, ResultsFolder
@@ -28,7 +28,7 @@ from diffuser_core.shipped import checkpoint_folder
 from diffuser_core.trajectory import RETURN
 from diffuser_core.workers import follow_parent
 
-__all__ = ['PAPER', 'LocomotionSuite', 'evaluate_locomotion', 'format_locomotion_rows']
+__all__ = ['PAPER', 'LocomotionSuite', 'choose_aim', 'evaluate_locomotion', 'format_locomotion_rows']
 
 PAPER = {'halfcheetah-medium-expert': 79.8, 'halfcheetah-medium': 44.2, 'halfcheetah-medium-replay': 42.2,
          'hopper-medium-expert': 107.2, 'hopper-medium': 58.5, 'hopper-medium-replay': 96.8,
@@ -99,7 +99,8 @@ class LocomotionSuite:
     def planning(self, checkpoint: Checkpoint) -> LocomotionSettings:
         """How plans of `checkpoint` are made."""
         if not self.paper:
-            return self.settings or LocomotionSettings()
+            settings = self.settings or LocomotionSettings()
+            return replace(settings, aim=aim_of(checkpoint)) if settings.aim is None else settings
         if checkpoint.value is None:
             raise ValueError(f"{self.folder} has no return predictor, which the paper's settings need")
         return LocomotionSettings.paper(self.task, checkpoint.value.scale)
@@ -157,6 +158,32 @@ def evaluate_locomotion(suite: LocomotionSuite, out: Path, command: str) -> dict
                'rows': [row]}
     results.write_summary(summary)
     return summary
+
+
+def choose_aim(suite: LocomotionSuite, aims: Sequence[float], out: Path, command: str) -> list[dict[str, Any]]:
+    """Run the suite with each of these aims and write the one of the best mean score into the checkpoint; returns the rows.
+
+    Each run has a folder in `out`, and what has been run before is not run again. The checkpoint's provenance says how its aim
+    was found. ValueError if the suite names no checkpoint, a baseline, an aim itself, or a planner that is not told the return.
+    """
+    settings = suite.settings or LocomotionSettings()
+    if suite.checkpoint is None or suite.policy is not None or suite.paper or settings.aim is not None:
+        raise ValueError('an aim is chosen for the planner of a checkpoint that is named, with our settings and no aim given')
+    if not aims or len(set(aims)) < len(aims):
+        raise ValueError(f'aims to choose from are one or more different numbers, got {list(aims)}')
+    if RETURN not in Checkpoint.load(suite.checkpoint).channels.names:
+        raise ValueError(f'{suite.checkpoint} is not told the return, so it has no aim; data.returns trains one that is')
+    runs = [replace(suite, settings=replace(settings, aim=aim)) for aim in aims]
+    rows = [{'aim': aim, **evaluate_locomotion(run, out / f'aim_{aim:g}', command)['rows'][0]} for aim, run in zip(aims, runs)]
+    best = max(rows, key=lambda row: row['score'])['aim']
+    checkpoint = Checkpoint.load(suite.checkpoint)
+    found = {'scores': {f'{row["aim"]:g}': round(row['score'], 1) for row in rows},
+             'seeds': [suite.seed_start, suite.seed_start + suite.episodes - 1]}
+    known = checkpoint.provenance.get('aim')
+    if checkpoint.aim != best or not isinstance(known, Mapping) or {key: known.get(key) for key in found} != found:
+        made = {**checkpoint.provenance, 'aim': {'command': command, **found}}
+        replace(checkpoint, aim=float(best), provenance=made).save(suite.checkpoint)
+    return rows
 
 
 _worker: dict[str, Any] = {}
