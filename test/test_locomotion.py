@@ -240,14 +240,15 @@ def test_the_aim_that_scores_best_is_written_into_the_checkpoint_and_followed(tm
     words = ('--checkpoint', folder, '--episodes', 2, '--out', tmp_path / 'aims')
     assert main(list(map(str, ('evaluate', 'locomotion-aim', *words, '--aims', -1, 0.25, 4)))) == 0
     runs = {aim: summary(tmp_path / f'aims/aim_{aim:g}') for aim in (-1.0, 0.25, 4.0)}
-    scores = {aim: found['rows'][0]['score'] for aim, found in runs.items()}
-    best = max(scores, key=scores.get)
-    assert len(set(scores.values())) == 3 and {found['seed_start'] for found in runs.values()} == {5000}
+    rows = {aim: found['rows'][0] for aim, found in runs.items()}
+    best = max(rows, key=lambda aim: rows[aim]['ci95'][0])
+    assert len({row['score'] for row in rows.values()}) == 3 and {found['seed_start'] for found in runs.values()} == {5000}
     assert f'aims at {best:g} from now on' in capsys.readouterr().out
     found = Checkpoint.load(folder)
     assert found.aim == best and f'aim          {best:g} deviations above' in found.describe()
     assert found.provenance['aim']['seeds'] == [5000, 5001] and found.provenance['made'] == 'by a test'
-    assert found.provenance['aim']['scores'] == {f'{aim:g}': pytest.approx(score, abs=0.06) for aim, score in scores.items()}
+    assert found.provenance['aim']['scores'] == {
+        f'{aim:g}': pytest.approx([row['score'], *row['ci95']], abs=0.06) for aim, row in rows.items()}
     assert run(*words[:-1], tmp_path / 'out') == 0
     assert summary(tmp_path / 'out')['settings']['aim'] == best
     plan = LocomotionPolicy(Planner(found)).replan(state(), 0.0).plan
@@ -256,6 +257,19 @@ def test_the_aim_that_scores_best_is_written_into_the_checkpoint_and_followed(tm
     before = (folder / 'config.yaml').stat().st_mtime_ns
     assert main(list(map(str, ('evaluate', 'locomotion-aim', *words, '--aims', -1, 0.25, 4)))) == 0
     assert (folder / 'config.yaml').stat().st_mtime_ns == before
+
+
+def test_a_sure_aim_is_preferred_to_one_that_is_better_in_the_mean(tmp_path, monkeypatch):
+    told_hopper().save(tmp_path / 'told')
+    rows = {0.5: (60.0, [59.0, 61.0]), 1.0: (99.0, [98.0, 100.0]), 1.5: (101.0, [95.0, 105.0])}
+
+    def evaluate(suite, out, command):
+        score, interval = rows[suite.settings.aim]
+        return {'rows': [{'score': score, 'ci95': interval}]}
+
+    monkeypatch.setattr(locomotion, 'evaluate_locomotion', evaluate)
+    found = locomotion.choose_aim(locomotion.LocomotionSuite(checkpoint=tmp_path / 'told'), list(rows), tmp_path, 'a test')
+    assert [row['aim'] for row in found] == [1.0, 1.5, 0.5] and Checkpoint.load(tmp_path / 'told').aim == 1.0
 
 
 def test_an_aim_is_chosen_for_planners_alone_that_have_one(tmp_path, folder, here, capsys):

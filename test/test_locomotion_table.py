@@ -57,7 +57,7 @@ def test_a_task_is_collected_learnt_and_scored_once(table, tmp_path, monkeypatch
     validated = [json.loads((tmp_path / f'table/hopper_medium_0/planner/validation/aim_{aim}/summary.json').read_text())
                  for aim in ('1', '1.5')]
     assert [summary['seed_start'] for summary in validated] == [5000, 5000]
-    chosen = max(validated, key=lambda summary: summary['rows'][0]['score'])['settings']['aim']
+    chosen = max(validated, key=lambda summary: summary['rows'][0]['ci95'][0])['settings']['aim']
     assert made.aim == chosen
     assert ours['settings'] == [f'--aim {chosen:g}'] and ours['training_seeds'] == [pytest.approx(ours['score'])]
 

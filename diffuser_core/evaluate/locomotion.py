@@ -161,7 +161,10 @@ def evaluate_locomotion(suite: LocomotionSuite, out: Path, command: str) -> dict
 
 
 def choose_aim(suite: LocomotionSuite, aims: Sequence[float], out: Path, command: str) -> list[dict[str, Any]]:
-    """Run the suite with each of these aims and write the one of the best mean score into the checkpoint; returns the rows.
+    """Run the suite with each of these aims and write the best into the checkpoint; returns the rows, the best one first.
+
+    The best is the one whose interval has the highest lower end, so that an aim with which a robot falls now and then has to be
+    clearly better.
 
     Each run has a folder in `out`, and what has been run before is not run again. The checkpoint's provenance says how its aim
     was found. ValueError if the suite names no checkpoint, a baseline, an aim itself, or a planner that is not told the return.
@@ -175,9 +178,10 @@ def choose_aim(suite: LocomotionSuite, aims: Sequence[float], out: Path, command
         raise ValueError(f'{suite.checkpoint} is not told the return, so it has no aim; data.returns trains one that is')
     runs = [replace(suite, settings=replace(settings, aim=aim)) for aim in aims]
     rows = [{'aim': aim, **evaluate_locomotion(run, out / f'aim_{aim:g}', command)['rows'][0]} for aim, run in zip(aims, runs)]
-    best = max(rows, key=lambda row: row['score'])['aim']
+    rows.sort(key=lambda row: -float(row['ci95'][0]))
+    best = rows[0]['aim']
     checkpoint = Checkpoint.load(suite.checkpoint)
-    found = {'scores': {f'{row["aim"]:g}': round(row['score'], 1) for row in rows},
+    found = {'scores': {f'{row["aim"]:g}': [round(x, 1) for x in (row['score'], *row['ci95'])] for row in rows},
              'seeds': [suite.seed_start, suite.seed_start + suite.episodes - 1]}
     known = checkpoint.provenance.get('aim')
     if checkpoint.aim != best or not isinstance(known, Mapping) or {key: known.get(key) for key in found} != found:
