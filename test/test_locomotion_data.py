@@ -329,6 +329,8 @@ def test_tilted_training_draws_windows_by_the_exponential_of_their_episodes_retu
     _, _, starts = trainer._train.sample_with_starts(20000, torch.Generator().manual_seed(0))
     returns = np.array([episodes.rewards[first:end].sum(dtype=np.float64) for first, end in episodes.bounds])
     weights = np.exp(1.5 * returns / returns.std()) * (latest_starts(episodes, 8, 1).numpy() - episodes.bounds[:, 0] + 1)
+    rows = np.exp(1.5 * (returns - returns.max()) / returns.std()) * (np.diff(episodes.bounds)[:, 0])
+    assert trainer._summary(0.0)['episodes_in_effect'] == pytest.approx(rows.sum() ** 2 / (rows ** 2).sum(), abs=0.06)
     weights[-1] = 0.0  # held out
     shares = weights / weights.sum()
     found = np.bincount(np.searchsorted(episodes.bounds[:, 1], starts.numpy(), side='right'), minlength=len(shares)) / 20000

@@ -120,12 +120,18 @@ class Trainer:
                        weights=self._tilted().to(self.device) if data.tilt else None)
 
     def _tilted(self) -> torch.Tensor:
-        """How likely windows start at each row of the data."""
+        """How likely windows start at each row of the data, relative to the others."""
         if not isinstance(self._data, EpisodeData) or self._data.rewards is None:
             raise TrainError('data.tilt needs a data set with rewards')
         returns = torch.from_numpy(self._data.returns)
         weights = torch.exp(self.config.data.tilt * (returns - returns.max()) / returns.std(correction=0).clamp_min(1e-6))
         return weights.repeat_interleave(torch.from_numpy(self._data.lengths + 1))
+
+    def _episodes_in_effect(self) -> float:
+        """How many episodes, equally long and equally likely, would be as diverse as those that the tilt leaves."""
+        weights = self._tilted()
+        shares = torch.stack([weights[first:end].sum() for first, end in self._data.bounds])
+        return float(shares.sum() ** 2 / (shares ** 2).sum())
 
     def run(self, *, progress: bool = True) -> dict[str, Any]:
         """Train to the configured number of steps and return the summary; an interrupt saves first, then propagates."""
@@ -261,6 +267,7 @@ class Trainer:
             'device': str(self.device), 'wall_s': round(self._seconds, 1), 'steps': self.step,
             'held_out_loss': validation, 'data_fingerprint': self._data.fingerprint,
             'checkpoint': str(self.out / 'checkpoint'),
+            **({'episodes_in_effect': round(self._episodes_in_effect(), 1)} if self.config.data.tilt else {}),
         }
         (self.out / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n', encoding='utf-8')
         return summary
