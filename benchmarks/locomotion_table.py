@@ -38,7 +38,7 @@ TIME_LIMIT = 1000
 POLICIES = ('behaviour-medium', 'behaviour-best', 'ours')
 MORE_POLICIES = ('imitation', 'guided')
 TILTS = {'walker2d-medium': 3.0, 'halfcheetah-medium': 5.0, 'halfcheetah-medium-replay': 5.0}
-"""`data.tilt` where 1 did worse on validation seeds, of the tasks whose episodes worth following are rare: medium and
+"""`data.tilt` where it is not 1, chosen on validation seeds, of the tasks whose episodes worth following are rare: medium and
 medium-replay. Their planners are told returns of the discount 0.99, which tells running from standing still for long."""
 GUIDED = ('--candidates', '8', '--steps', '5')
 """Plans that are not told which return to reach: the best of 8 by the return predictor, bent by its gradient."""
