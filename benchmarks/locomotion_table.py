@@ -38,8 +38,9 @@ TIME_LIMIT = 1000
 POLICIES = ('behaviour-medium', 'behaviour-best', 'ours')
 MORE_POLICIES = ('imitation', 'guided')
 TILTS = {'walker2d-medium': 3.0, 'halfcheetah-medium': 5.0, 'halfcheetah-medium-replay': 5.0}
-"""`data.tilt` where it is not 1, chosen on validation seeds, of the tasks whose episodes worth following are rare: medium and
-medium-replay. Their planners are told returns of the discount 0.99, which tells running from standing still for long."""
+"""`data.tilt` where it is not 1, of the tasks whose episodes worth following are rare: medium and
+medium-replay. Their planners are told returns of the discount 0.99, which tells running from standing still for long.
+How the tilts were found is in docs/results.md."""
 GUIDED = ('--candidates', '8', '--steps', '5')
 """Plans that are not told which return to reach: the best of 8 by the return predictor, bent by its gradient."""
 

@@ -48,7 +48,7 @@ def build(name: str, data: Transitions, device: str) -> Any:
     """The algorithm `name`, one of `BATCH`, with d3rlpy's settings but for batch size, samples and normalised observations."""
     mean, std = data.observations.mean(axis=0), data.observations.std(axis=0)
     encoder = VectorEncoderFactory(hidden_units=HIDDEN)
-    scaler = None if data.return_span is None else MultiplyRewardScaler(RETURN_SPAN / data.return_span)
+    scaler = None if not data.return_span else MultiplyRewardScaler(RETURN_SPAN / data.return_span)
     common = {'batch_size': BATCH[name], 'observation_scaler': StandardObservationScaler(mean=mean, std=np.maximum(std, 1e-3))}
     if name == 'bc':
         config: Any = d3rlpy.algos.BCConfig(learning_rate=3e-4, encoder_factory=encoder, **common)
